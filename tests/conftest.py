@@ -36,7 +36,7 @@ def pytest_fixture_setup(fixturedef):
 def small_textures():
     """Results that are written in this process have textures of 128 px instead of 1024."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fitkit.export.folder.TEXTURE_SIZE", 128)
+        patch.setattr("fitkit.export.folder.texture_size", lambda result: 128)
         yield
 
 

@@ -66,6 +66,12 @@ RECIPE_OPTIONS = (
         help="A smooth displacement beyond the face model, where the matches between the photos show one.  "
         "[default: as the recipe says]",
     ),
+    click.option(
+        "--texture-size",
+        type=click.Choice(["512", "1024", "2048", "4096"]),
+        default=None,
+        help="Side of texture.png and albedo.png in pixels; default: the recipe's, 1024.",
+    ),
     click.option("--seed", type=int, default=None, help="Seed of everything random."),
     click.option(
         "--flow",
@@ -98,7 +104,17 @@ def recipe_options(command):
 
 
 def recipe_changes(
-    model, landmarks, jaw, init, init_weights, share_expression, detail, seed, flow, flow_weights
+    model,
+    landmarks,
+    jaw,
+    init,
+    init_weights,
+    share_expression,
+    detail,
+    texture_size,
+    seed,
+    flow,
+    flow_weights,
 ) -> dict:
     """What the options change in a recipe."""
     nested = {
@@ -107,6 +123,7 @@ def recipe_changes(
         "flow": {"estimator": flow, "weights": flow_weights},
         "expression": {"shared": share_expression or None},
         "detail": {"enabled": detail},
+        "texture": {"size": None if texture_size is None else int(texture_size)},
     }
     changes: dict = {key: {k: v for k, v in part.items() if v is not None} for key, part in nested.items()}
     return changes | {k: v for k, v in (("model", model), ("seed", seed)) if v is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,12 +26,15 @@ from fitkit.export.pages.fit import write_fit_page
 from fitkit.export.pages.pictures import THUMBNAIL, draw_thumbnail
 from fitkit.export.parameters import save_parameters
 from fitkit.export.preview import Sides, draw_detail, draw_preview, draw_uncertainty
-from fitkit.export.texture import TEXTURE_SIZE, blend_texture, encode_png
+from fitkit.export.texture import ALBEDO, TEXTURE, codes, encode_png, fuse_result, texture_size
+from fitkit.fitting.appearance import Decomposition
 from fitkit.fitting.result import FitResult
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io.mesh_files import write_ply
 from fitkit.io.options import plain
 from fitkit.io.result_folder import PAGE, check_output, replaced, stems_of
+from fitkit.observe.observations import Observations
+from fitkit.scene.state import SceneState
 from fitkit.tensors import one_thread
 
 log = logging.getLogger("fitkit")
@@ -130,17 +134,28 @@ def _write_all(result: FitResult, folder: Path, pictures: bool) -> None:
         if picture is not None:
             (folder / name).write_bytes(encode_png(picture))
 
+    # Found by whichever of its two users comes first.
+    lock = threading.Lock()
+    known: list[tuple[Decomposition, SceneState, Observations] | None] = []
+
+    def albedo_and_light() -> tuple[Decomposition, SceneState, Observations] | None:
+        with lock:
+            if not known:
+                known.append(attempt("albedo and light", lambda: decompose_result(result), None, lacking))
+            return known[0]
+
     def appearance() -> None:
-        texture = (
-            attempt("the texture", lambda: blend_texture(result, TEXTURE_SIZE), None, lacking)
-            if pictures and model.uv is not None
-            else None
-        )
-        png = None
-        if texture is not None:
+        maps, texture, png = None, None, None
+        if pictures and model.uv is not None:
+            found = albedo_and_light()
+            size, parts = texture_size(result), None if found is None else found[0]
+            maps = attempt("the texture", lambda: fuse_result(result, size, parts=parts), None, lacking)
+        if maps is not None:
+            texture = codes(maps.color)
             png = encode_png(texture)
-            (folder / "texture.png").write_bytes(png)
-        write_obj(folder / "subject.obj", neutral, model, None if texture is None else "texture.png")
+            (folder / TEXTURE).write_bytes(png)
+            (folder / ALBEDO).write_bytes(encode_png(codes(maps.albedo)))
+        write_obj(folder / "subject.obj", neutral, model, None if texture is None else TEXTURE)
         write_glb(folder / "subject.glb", neutral, model, png, name=result.subject.name)
         write_picture("preview.png", lambda: draw_preview(sides, model, texture))
 
@@ -162,7 +177,7 @@ def _write_all(result: FitResult, folder: Path, pictures: bool) -> None:
         write_picture(f"overlay/{stems[i]}.png", lambda: draw_overlay(result, i))
 
     def lighting() -> None:
-        found = attempt("albedo and light", lambda: decompose_result(result), None, lacking)
+        found = albedo_and_light()
         save_parameters(result, folder / "parameters.npz", None if found is None else found[0].light)
         if found is None:
             return
@@ -193,7 +208,7 @@ def _write_all(result: FitResult, folder: Path, pictures: bool) -> None:
     attempt("masks of the head", lambda: result.texture_mask(0), None, [])
     each = [view, lit] if "lit" in drawn else [view]
     tasks = [lambda i=i, write=write: write(i) for i in range(len(stems)) for write in each]
-    _side_by_side([numbers, lighting, appearance, meshes, *tasks])
+    _side_by_side([appearance, meshes, lighting, numbers, *tasks])
     _write_report(result, folder, lacking)
     if pictures:
         # Made of the files, as `fitkit view` does it later.

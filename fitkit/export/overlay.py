@@ -12,7 +12,7 @@ import torch
 
 from fitkit.observe.landmarks.types import CURVES
 from fitkit.render.shading import Surface, average_blocks, light_surface
-from fitkit.render.texture import crop_and_scale
+from fitkit.render.view_colors import crop_and_scale
 from fitkit.scene.camera import Camera
 
 if TYPE_CHECKING:

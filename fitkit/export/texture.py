@@ -1,9 +1,10 @@
-"""`texture.png`: the face's colours in the layout of the face model."""
+"""`texture.png` and `albedo.png`: the face's colours in a UV layout, with light and without."""
 
 from __future__ import annotations
 
 import io
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,31 +12,79 @@ import torch
 from PIL import Image
 
 from fitkit.errors import InputError, attempt
+from fitkit.export.lighting import decompose_result
+from fitkit.fitting.appearance import Decomposition
+from fitkit.fitting.recipe import MapOptions
 from fitkit.fitting.result import FitResult
-from fitkit.render.texture import CroppedView, TextureOptions, blend_views, choose_views, srgb_table
+from fitkit.io.options import build
+from fitkit.models.correspondence import correspondence
+from fitkit.models.face_model import FaceModel
+from fitkit.render.texture import (
+    Layout,
+    TextureOptions,
+    UvMaps,
+    blend_views,
+    choose_views,
+    srgb_table,
+)
+from fitkit.render.view_colors import CroppedView
 
-TEXTURE, TEXTURE_SIZE = "texture.png", 1024
+TEXTURE, ALBEDO, TEXTURE_SIZE = "texture.png", "albedo.png", 1024
+PHOTO_PX = 1024  # longer side that a photo's head has at least, before it is scaled down
 
 
 @torch.no_grad()
+def fuse_result(
+    result: FitResult,
+    size: int = TEXTURE_SIZE,
+    options: TextureOptions = TextureOptions(),
+    parts: Decomposition | None = None,
+    layout: FaceModel | None = None,
+) -> UvMaps:
+    """The face's colours as seen in the photos, and its albedo, as maps.
+
+    Args:
+        parts: light of the views, from `decompose_result`; None = found here.
+        layout: another face model, whose UV layout the maps have; None = that of the result.
+    Raises:
+        InputError: the face model, or `layout`, has no UV coordinates, or the two faces cannot be laid onto
+            each other.
+    """
+    model, state = result.personal_model, result.state
+    for one in (model, layout):
+        if one is not None and one.uv is None:
+            raise InputError(
+                f"texture: face model '{one.name}' has no UV coordinates; choose a model with UV or leave "
+                "the texture out"
+            )
+    photos = result.subject.views
+    chosen = choose_views(model, state, [view.image.shape[:2] for view in photos], options.max_views)
+    light = (decompose_result(result)[0] if parts is None else parts).shading[chosen].numpy()
+    longest = max(PHOTO_PX, size)
+    views = [
+        CroppedView.make(photos[i].image, result.texture_mask(i), state, i, model, longest) for i in chosen
+    ]
+    other = (
+        None
+        if layout is None or layout.name == model.name
+        else Layout(layout, correspondence(result.model, layout))
+    )
+    return blend_views(model, views, size, light, options, other)
+
+
 def blend_texture(
-    result: FitResult, size: int = 1024, options: TextureOptions = TextureOptions()
+    result: FitResult, size: int = TEXTURE_SIZE, options: TextureOptions = TextureOptions()
 ) -> np.ndarray:
     """The face's colours as seen in the photos (light included), uint8 sRGB [size, size, 3]; row 0 is v = 1.
 
     Raises:
-        InputError: the face model has no UV coordinates.
+        InputError: as `fuse_result`.
     """
-    model, state = result.personal_model, result.state
-    if model.uv is None:
-        raise InputError(
-            f"texture: face model '{model.name}' has no UV coordinates; choose a model with UV or leave the "
-            "texture out"
-        )
-    photos = result.subject.views
-    chosen = choose_views(model, state, [view.image.shape[:2] for view in photos], options.max_views)
-    views = [CroppedView.make(photos[i].image, result.texture_mask(i), state, i, model, 1024) for i in chosen]
-    linear = blend_views(model, views, size, options)
+    return codes(fuse_result(result, size, options).color)
+
+
+def codes(linear: np.ndarray) -> np.ndarray:
+    """Linear colours as 8-bit sRGB."""
     return (srgb_table()[(linear.clip(0, 1) * (len(srgb_table()) - 1)).astype(np.int32)]).astype(np.uint8)
 
 
@@ -47,14 +96,32 @@ def encode_png(image: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def write_texture(result: FitResult, folder: Path, notes: list[str]) -> bytes | None:
-    """`texture.png`, and its content; None, and a note, where there is none."""
+def texture_size(result: FitResult) -> int:
+    """Side of the maps that the recipe of a result asks for, px."""
+    return build(MapOptions, result.recipe.get("texture") or {}, "texture", ".").size
+
+
+def with_texture_size(result: FitResult, size: int | None) -> FitResult:
+    """The result with maps of another size; None: those of its recipe."""
+    if size is None:
+        return result
+    return replace(result, recipe=dict(result.recipe) | {"texture": {"size": size}})
+
+
+def write_texture(
+    result: FitResult, folder: Path, notes: list[str], layout: FaceModel | None = None
+) -> bytes | None:
+    """`texture.png` and `albedo.png`, and the content of the first; None, and a note, where there is none.
+    layout: see `fuse_result`."""
     if result.model.uv is None:
         notes.append(f"no texture: face model '{result.model.name}' has no UV coordinates")
         return None
-    texture = attempt("the texture", lambda: blend_texture(result, TEXTURE_SIZE), None, notes)
-    if texture is None:
+    maps = attempt(
+        "the texture", lambda: fuse_result(result, texture_size(result), layout=layout), None, notes
+    )
+    if maps is None:
         return None
-    png = encode_png(texture)
+    png = encode_png(codes(maps.color))
     (folder / TEXTURE).write_bytes(png)
+    (folder / ALBEDO).write_bytes(encode_png(codes(maps.albedo)))
     return png

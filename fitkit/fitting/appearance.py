@@ -12,12 +12,13 @@ from torch import Tensor
 from fitkit.energies.photo_model import ModelPhotometric, ModelPhotometricOptions
 from fitkit.energies.photometric import at_level, pyramid_level, unhidden
 from fitkit.errors import InputError
+from fitkit.fitting.skin_tone import skin_tone
 from fitkit.geometry.color import linear_from_srgb
 from fitkit.geometry.membrane import Membrane
 from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import Y0, sh_basis
 from fitkit.io.subject import View
-from fitkit.models.appearance import default_albedo
+from fitkit.models.appearance import EYES, default_albedo, in_region
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.observe.landmarks.types import Landmarks
@@ -28,6 +29,8 @@ from fitkit.scene.state import SceneState
 
 EXPOSED = 0.25  # mean linear intensity of a well exposed face
 FULL = 0.15  # sum of the squared cosines from which on a vertex counts as seen
+LEAST_EYE, LEAST_EYE_TRUST = 10, 0.05  # vertices of the eyeballs that a view has to show, and how well
+WHITE_SHARES = (0.92, 0.97)  # of what a view shows of them, by brightness: white
 DARK = 2e-3  # linear colours below this are too noisy for ratios
 
 
@@ -98,7 +101,45 @@ def decompose(
         floor = options.darkest * Y0 * light[:, :1].mean(-1, keepdim=True).clamp_min(1e-3)
         trust = trust * (shading > floor).all(-1)
         albedo, seen = _albedo(model, color, shading, trust, options)
-        return Decomposition(albedo, light, torch.maximum(shading, 0.2 * floor), seen)
+        shading = torch.maximum(shading, 0.2 * floor)
+        factor = _tone_factor(model, albedo, seen, color, trust, shading)
+        return Decomposition((albedo * factor).clamp(0, 1), light / factor, shading / factor, seen)
+
+
+def _tone_factor(
+    model: FaceModel, albedo: Tensor, seen: Tensor, color: Tensor, trust: Tensor, shading: Tensor
+) -> Tensor:
+    """[3] by which the albedo is to be multiplied, and the light divided: the scale that they share."""
+    skin = (model.skin | model.face) & (seen > 0.5)
+    if int(skin.sum()) < 10:
+        return albedo.new_ones(3)
+    usual = albedo[skin].clamp_min(DARK).log().median(0).values
+    weight = trust[:, skin]
+    total = weight.sum(1)
+    mean = (weight[..., None] * color[:, skin]).sum(1) / total.clamp_min(1e-6)[:, None]
+    photo = mean[total > 0].clamp_min(DARK).log().mean(0)
+    white = _white_of_eyes(model, color / shading, trust)
+    if white is not None:
+        white = photo - usual + white.clamp_min(DARK).log()
+    tone = skin_tone(*(None if x is None else x.exp().cpu().double().numpy() for x in (photo, white)))
+    return torch.from_numpy(tone).to(albedo) / usual.exp()
+
+
+def _white_of_eyes(model: FaceModel, albedo: Tensor, trust: Tensor) -> Tensor | None:
+    """Albedo [3] of the white of the eyes in the view that shows it best, from those of the views [B, V, 3];
+    None where no view shows eyes. In most photos it is a few pixels, mixed with lids and lashes: so the
+    brightest of them, but not the very brightest, which may be reflections."""
+    eye = torch.from_numpy(in_region(model, EYES)).to(albedo.device)
+    best = None
+    for colors, weight in zip(albedo[:, eye], trust[:, eye]):
+        colors = colors[weight > LEAST_EYE_TRUST]
+        if len(colors) < LEAST_EYE:
+            continue
+        order = colors.mean(-1).argsort()
+        low, high = (int(share * (len(colors) - 1)) for share in WHITE_SHARES)
+        found = colors[order[low : high + 1]].mean(0)
+        best = found if best is None or found.mean() > best.mean() else best
+    return best
 
 
 def crops_of(

@@ -82,6 +82,13 @@ class MaskOptions:
 
 
 @dataclass(frozen=True)
+class MapOptions:
+    """The UV maps of a result."""
+
+    size: Literal[512, 1024, 2048, 4096] = 1024  # px, side of texture.png and albedo.png
+
+
+@dataclass(frozen=True)
 class RenderOptions:
     """What draws the mesh during the fit."""
 
@@ -154,6 +161,7 @@ class FitRecipe:
     crop: CropOptions = CropOptions()
     landmarks: LandmarkOptions = LandmarkOptions()
     masks: MaskOptions = MaskOptions()
+    texture: MapOptions = MapOptions()
     flow: FlowSource = FlowSource()
     camera: CameraOptions = CameraOptions()
     render: RenderOptions = RenderOptions()

@@ -27,6 +27,7 @@ FILES = frozenset(
         "subject.ply",
         "subject.glb",
         "texture.png",
+        "albedo.png",
         "cameras.json",
         "landmarks.npy",
         "recipe.yaml",

@@ -6,6 +6,10 @@ import numpy as np
 
 from fitkit.models.face_model import FaceModel
 
+# Words in the names of regions: the eyeballs, and what lies inside the head.
+EYES = ("sclera", "iris", "eyeball", "pupil", "cornea", "eye_left", "eye_right")
+INSIDE = ("teeth", "gum", "tongue", "mouth_socket", "mouth_in", "eye_socket")
+
 
 def default_albedo(model: FaceModel) -> np.ndarray:
     """Linear RGB [V, 3]: the model's mean albedo, or, for models without one, a plain colour per kind of

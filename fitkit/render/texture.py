@@ -1,48 +1,75 @@
-"""One UV texture blended from all views of a person.
+"""One UV map of a person's skin without light, and one with it, from all views.
 
-Order of work: each photo is cut to the head and scaled once (`crop_view`); every texel's surface point is
-looked up in every photo in which it is visible (z-buffer, angle, distance from occluding edges); the photos
-are matched to each other by one gain per channel; smooth colours are averaged widely and details taken from
-the best view (two bands); texels that no photo shows are taken from the other half of the face, then spread
-over the surface, guided by the model's albedo.
+Order of work: each photo is cut to the head and scaled once (`CroppedView`), and its colours are divided by
+the light that falls on the surface (`ViewColors`); the photos are matched to each other by one gain per
+channel. Smooth colours are a robust mean over the views, found in a small map, and details come from the best
+view, texel by texel (two bands). The eyes, which turn between photos, come from one photo. Texels that no
+photo shows are taken from the other half of the face, then spread over the surface, guided by the model's
+albedo.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import cv2
 import numpy as np
 import scipy.spatial
 import torch
-from torch import Tensor
 
-from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
+from fitkit.geometry.color import srgb_from_linear
 from fitkit.geometry.membrane import Membrane
-from fitkit.geometry.normals import vertex_normals
-from fitkit.models.appearance import default_albedo, in_region
+from fitkit.models.appearance import EYES, INSIDE, default_albedo, in_region
+from fitkit.models.correspondence import Correspondence
 from fitkit.models.face_model import FaceModel
-from fitkit.render.shading import Surface
-from fitkit.scene.camera import Camera
+from fitkit.render.texels import Texels
+from fitkit.render.view_colors import (
+    SHARP,
+    CroppedView,
+    LookupOptions,
+    ViewColors,
+    pixels_per_mm,
+    sharpness,
+    sight_cosine,
+)
+
+DARK = 2e-3  # linear colours below this are too noisy for ratios
+INSIDE_LIGHT = 0.35
+FULL = 0.05  # blending weight from which a texel counts as fully seen
+SMALL = 256  # side of the map of the smooth colours, at most
+BESIDE = ("neck", "ear", "head", "scalp")  # how the names of parts begin that are not the face
+ALIKE = 0.55  # log units: a colour beside the face that is farther from the face's loses weight, up to twice
+BEYOND = 1e-4  # weight of smooth colours beyond what is seen
+LEAST_LIGHT = 0.4  # of a view's usual light: where less is expected it is not believed
 
 
 @dataclass(frozen=True)
 class TextureOptions:
     """How views are blended.
 
-    depth_tolerance: mm behind the z-buffer that still counts as visible; margin_mm: width of the ramp next to
-    occluding edges; angle_power: exponent of the cosine between normal and line of sight; detail_power: how
-    much the best view is preferred for details; blur: sigma of the split between the bands as a share of the
-    texture side; max_views: photos used at most.
+    lookup: visibility and trust in single views; detail_power: how much the best view is preferred for
+    details; blur: sigma of the split between the bands as a share of the map's side; max_views: photos used
+    at most; spread: deviation of a view's smooth colour from the mean, as a share of it, from which on it
+    loses weight.
     """
 
-    depth_tolerance: float = 3.0
-    margin_mm: float = 4.0
-    angle_power: float = 3.0
+    lookup: LookupOptions = field(default_factory=LookupOptions)
     detail_power: float = 4.0
     blur: float = 0.012
     max_views: int = 12
+    spread: float = 0.15
+
+
+@dataclass(frozen=True)
+class UvMaps:
+    """Linear RGB maps [S, S, 3] float32, row 0 is v = 1. color: as in the photos, in their mean light;
+    albedo: without light; seen: [S, S] in [0, 1], how well the photos show a texel."""
+
+    color: np.ndarray
+    albedo: np.ndarray
+    seen: np.ndarray
 
 
 def choose_views(model: FaceModel, state, sizes: list[tuple[int, int]], most: int) -> list[int]:
@@ -60,9 +87,9 @@ def choose_views(model: FaceModel, state, sizes: list[tuple[int, int]], most: in
         camera = state.camera.select([i])
         pixels, in_front = camera.project(vertices)
         inside = in_front & (pixels >= 0).all(-1) & (pixels[..., 0] <= W - 1) & (pixels[..., 1] <= H - 1)
-        density = _density(vertices, camera)
+        density = pixels_per_mm(vertices, camera)
         score[i] = (
-            _cosine(vertices[0], model.triangles, camera).clamp_min(0) * inside[0] * min(density, SHARP)
+            sight_cosine(vertices[0], model.triangles, camera).clamp_min(0) * inside[0] * min(density, SHARP)
         ).numpy()
     best = np.zeros(model.num_vertices, np.float32)
     chosen: list[int] = []
@@ -75,316 +102,315 @@ def choose_views(model: FaceModel, state, sizes: list[tuple[int, int]], most: in
 
 
 @dataclass(frozen=True)
-class CroppedView:
-    """A photo cut to the projected mesh and scaled, with its camera and mesh.
+class Layout:
+    """A UV layout that is not that of the fitted model: the model it belongs to, and where its vertices lie
+    on the fitted one."""
 
-    image: [h, w, 3] uint8; mask: [h, w] bool or None; camera: one view, in pixels of `image`;
-    vertices: [V, 3] camera frame, mm.
-    """
-
-    image: np.ndarray
-    mask: np.ndarray | None
-    camera: Camera
-    vertices: Tensor
-
-    @classmethod
-    def make(cls, image, mask, state, index: int, model: FaceModel, long_side: int) -> CroppedView:
-        """Cut view `index` of `state` to the mesh; scaled down (never up) so that the longer side is at most
-        `long_side`."""
-        one = [index]
-        vertices = state.posed(model, one)
-        camera = state.camera.select(one)
-        pixels, in_front = camera.project(vertices)
-        pixels = pixels[0][in_front[0]].numpy()
-        H, W = image.shape[:2]
-        if len(pixels):
-            x0, y0 = np.floor(pixels.min(0)).clip(0, (W - 2, H - 2)).astype(int)
-            x1, y1 = np.ceil(pixels.max(0)).clip((x0 + 1, y0 + 1), (W - 1, H - 1)).astype(int)
-        else:
-            x0, y0, x1, y1 = 0, 0, W - 1, H - 1
-        scale = min(1.0, long_side / max(x1 - x0 + 1, y1 - y0 + 1))
-        image, camera = crop_and_scale(image, camera, (x0, y0, x1 + 1, y1 + 1), scale)
-        if mask is not None:
-            mask, _ = crop_and_scale(mask.astype(np.uint8) * 255, camera, (x0, y0, x1 + 1, y1 + 1), scale)
-            mask = mask > 200
-        return cls(image, mask, camera, vertices[0])
-
-
-def crop_and_scale(
-    image: np.ndarray, camera: Camera, box: tuple[int, int, int, int], scale: float
-) -> tuple[np.ndarray, Camera]:
-    """Cut columns x0..x1-1 and rows y0..y1-1 (box = x0, y0, x1, y1) and resize; the camera follows.
-
-    The scaled size is rounded to whole pixels; `Camera.aspect` takes up the difference between the two axes.
-    """
-    x0, y0, x1, y1 = (int(b) for b in box)
-    part = image[y0:y1, x0:x1]
-    width, height = max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale))
-    if (width, height) != (x1 - x0, y1 - y0):
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        part = cv2.resize(np.ascontiguousarray(part), (width, height), interpolation=how)
-    sx, sy = width / (x1 - x0), height / (y1 - y0)
-    # Pixel borders, not centres, map onto each other: q + 0.5 = s * (p - x0 + 0.5).
-    principal = torch.stack(
-        [(camera.principal[:, 0] - x0 + 0.5) * sx - 0.5, (camera.principal[:, 1] - y0 + 0.5) * sy - 0.5], -1
-    )
-    return part, replace(
-        camera, focal=camera.focal * sx, principal=principal, aspect=camera.aspect * (sy / sx)
-    )
-
-
-def uv_clip(uv: Tensor, size: int) -> Tensor:
-    """UV [T, 2] -> clip coordinates [T, 4] of a size x size picture whose top edge is v = 1."""
-    w = torch.full_like(uv[:, 0], 2.0)
-    x, y = uv[:, 0] * size - 0.5, (1 - uv[:, 1]) * size - 0.5
-    return torch.stack([x * w, y * w, w, w], -1)
+    model: FaceModel
+    onto: Correspondence
 
 
 def blend_views(
-    model: FaceModel, views: list[CroppedView], size: int, options: TextureOptions = TextureOptions()
-) -> np.ndarray:
-    """The blended texture in linear RGB, float32 [size, size, 3]; see the module's head for the method."""
-    texels = _Texels.of(model, size)
-    triangles = model.triangles
-    lookups = [_Lookup.of(view, triangles, options) for view in views]
-    # (rgb [N, 3], weight [N]) per view.
-    samples = [look.sample(texels.matrix, look.attributes) for look in lookups]
-    skin_texel = (texels.matrix @ (model.skin | model.face).numpy().astype(np.float32)) > 0.99
-    gains = _view_gains(samples, skin_texel)
-    eyes = texels.matrix @ _is_eye(model).astype(np.float32) > 0.5
-    colour, confidence = _blend_bands(
-        texels, [(rgb * g, w) for (rgb, w), g in zip(samples, gains)], eyes, options
-    )
-
-    hole = np.flatnonzero(confidence < 1)
-    if len(hole):
-        colour[hole] = _fill_unseen(model, texels, lookups, gains, colour, confidence, hole)
-    return texels.picture(colour)
-
-
-def _fill_unseen(
     model: FaceModel,
-    texels: _Texels,
-    lookups: list[_Lookup],
-    gains: np.ndarray,
-    colour: np.ndarray,
-    confidence: np.ndarray,
-    hole: np.ndarray,
-) -> np.ndarray:
-    """Colours [n, 3] for the texels `hole` that no photo shows well: the other half of the face, then a
-    smooth continuation.
+    views: list[CroppedView],
+    size: int,
+    light: np.ndarray | None = None,
+    options: TextureOptions = TextureOptions(),
+    layout: Layout | None = None,
+) -> UvMaps:
+    """The maps of a person, size x size; see the module's head for the method.
 
-    The photos are sampled at the mirrored surface points and multiplied by the ratio of the two halves,
-    continued smoothly from where both are seen. The rest continues the ratio of seen colour to the model's
-    albedo.
+    Args:
+        light: [B, V, 3] that falls on the vertices in each view, linear RGB; None = white: then the albedo is
+            the colour.
+        layout: UV of another model; None = the model's own.
     """
-    smooth = Membrane(model.mean, model.triangles)
-    partner, paired = _mirror(model)
-    vertex_colour, vertex_confidence = texels.to_vertices(colour, confidence, model.num_vertices)
-    log = np.log(vertex_colour.clip(DARK))
-    both = np.minimum(vertex_confidence, vertex_confidence[partner]) * paired
-    ratio = smooth.solve(both, log - log[partner], np.zeros(3, np.float32))
-    matrix = texels.matrix[hole]
-    total, weight = np.zeros((len(hole), 3), np.float32), np.zeros(len(hole), np.float32)
-    for look, gain in zip(lookups, gains):
-        rgb, w = look.sample(matrix, look.attributes[partner], paired)
-        total += rgb * gain * w[:, None]
-        weight += w
-    mirrored = total / np.maximum(weight, 1e-8)[:, None] * np.exp(matrix @ ratio)
-    share = (1 - confidence[hole]) * np.minimum(1, weight / FULL)
-    known, full = confidence.copy(), colour.copy()
-    known[hole] += share
-    full[hole] = (confidence[hole, None] * colour[hole] + share[:, None] * mirrored) / np.maximum(
-        known[hole], 1e-8
-    )[:, None]
-
-    vertex_colour, vertex_confidence = texels.to_vertices(full, known, model.num_vertices)
-    albedo = default_albedo(model)
-    inside, wet = _is_inside(model), _is_inside(model) | _is_eye(model)
-    # Inside the mouth it is dark: an unseen tooth in full light would shine through lips that do not quite
-    # close.
-    log_albedo = np.log((albedo * np.where(inside, INSIDE_LIGHT, 1.0)[:, None]).clip(DARK)).astype(np.float32)
-    detail = np.log(vertex_colour.clip(DARK)) - log_albedo
-    skin = (vertex_confidence > 0.5) & (model.skin | model.face).numpy()
-    tone = np.median(detail[skin], 0) if skin.sum() >= 10 else np.zeros(3, np.float32)
-    # Ratios to nearly black paint (pupils, nostrils) are noise, and highlights on eyes and teeth must not
-    # spread: both would end as white blots.
-    trust = vertex_confidence * (albedo.mean(1) / 0.1).clip(0.05, 1)
-    detail[wet] = np.minimum(detail[wet], tone + 0.6)
-    continued = np.exp(smooth.solve(trust, detail, tone) + log_albedo)
-    continued[wet] = continued[wet].clip(0, 0.7)
-    return known[hole, None] * full[hole] + (1 - known[hole, None]) * (matrix @ continued)
+    light = None if light is None else usable_light(light)
+    lookups = [
+        ViewColors.of(view, model.triangles, None if light is None else light[i], options.lookup)
+        for i, view in enumerate(views)
+    ]
+    lookups = [
+        replace(look, weight=look.weight * float(s)) for look, s in zip(lookups, sharpness(views, lookups))
+    ]
+    return _Blend(model, lookups, options).maps(size, layout)
 
 
-DARK = 2e-3  # linear colours below this are too noisy for ratios
-INSIDE_LIGHT = 0.35
-SHARP = 4.0  # pixels per mm; more is not visible in the texture
-FULL = 0.05  # blending weight from which a texel counts as fully seen
+def usable_light(light: np.ndarray) -> np.ndarray:
+    """Light [B, V, 3] that colours can be divided by: never below LEAST_LIGHT of the view's usual one, since
+    harmonics are wrong in folds and shadows; white in views without any."""
+    usual = np.quantile(light.max(-1), 0.9, axis=1)[:, None, None]
+    with np.errstate(over="ignore"):
+        lit = (np.maximum(light, 0) ** 4 + (LEAST_LIGHT * usual) ** 4) ** 0.25
+    return np.where(usual > 1e-4, lit, 1.0).astype(np.float32)
 
 
-class _Texels:
-    """The covered texels of a UV layout and their surface points as a sparse [N, V] matrix of barycentric
-    weights."""
+class _Blend:
+    """What is known of a person before a map is made: smooth colours in the small map of the model's own
+    layout, which view shows the eyes, and what the vertices look like that nobody saw."""
 
-    def __init__(self, index: np.ndarray, matrix: scipy.sparse.csr_array, size: int):
-        self.index, self.matrix, self.size = index, matrix, size
+    def __init__(self, model: FaceModel, lookups: list[ViewColors], options: TextureOptions):
+        self.model, self.options = model, options
+        self.texels = Texels.of(model, SMALL)
+        self.eye = in_region(model, EYES).astype(np.float32)
+        self.partner, self.paired = _mirror(model)
+        self.lookups = lookups
+        self.skin_color: np.ndarray | None = None
+        self.outside = _may_show_clothes(model)
+        samples = self._evened()
+        self.skin_color = self._usual_skin(samples)
+        samples = [(rgb, self._like_skin(self.texels, rgb, weight)) for rgb, weight in samples]
+        self.eye_view = self._choose_eye_views(samples)
+        samples = [(rgb, self._eyes_once(i, self.texels, weight)) for i, (rgb, weight) in enumerate(samples)]
+        low = [
+            low_band(self.texels, rgb, weight > 0, options.blur * self.texels.size) for rgb, weight in samples
+        ]
+        # Smooth colours reach beyond what is seen, so that they can be interpolated at its border.
+        weights = [weight + BEYOND * reach for (_, weight), (_, reach) in zip(samples, low)]
+        self.low, self.reach = [values for values, _ in low], [reach for _, reach in low]
+        self.base = _robust_mean(self.low, weights, options.spread)
+        self.seen = np.minimum(1, np.sum([weight for _, weight in samples], 0) / FULL)
+        self._continue()
 
-    @classmethod
-    def of(cls, model: FaceModel, size: int) -> _Texels:
-        # Skin lies on top where parts share UV space: rasterize with one clip vertex per triangle corner.
-        skin = (model.skin | model.face)[model.triangles].all(1)
-        corners = uv_clip(model.uv[model.uv_triangles].reshape(-1, 2), size)
-        corners[:, 2] = torch.where(skin, 2.0, 3.0).repeat_interleave(3)
-        surface = Surface.visible(corners, torch.arange(len(corners)).reshape(-1, 3), (size, size))
-        index, triangle = surface.pixel.numpy(), surface.triangle.numpy()
-        bary = surface.interpolate(torch.eye(3).expand(len(skin), 3, 3)).numpy()
-        columns = model.triangles.numpy().astype(np.int32)[triangle]
-        matrix = scipy.sparse.csr_array(
-            (bary.reshape(-1), columns.reshape(-1), np.arange(0, 3 * len(index) + 1, 3, dtype=np.int32)),
-            shape=(len(index), model.num_vertices),
-        )
-        return cls(index, matrix, size)
+    def _evened(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Albedo and weights of all views in the small map, made alike by one gain for each, which becomes
+        part of its light. Each view has its own light, or all have one, whichever makes them agree better:
+        lights that are found one by one differ a little even where they are the same."""
+        skin = (self.texels.matrix @ (self.model.skin | self.model.face).numpy().astype(np.float32)) > 0.99
+        own = [self._sample(i, self.texels) for i in range(len(self.lookups))]
+        shared = np.exp(self._log_light())
+        ratio = [self.texels.matrix @ (look.light / shared) for look in self.lookups]
+        choices = []
+        for lights, samples in (
+            ([shared] * len(own), [(rgb * r, w) for (rgb, w), r in zip(own, ratio)]),
+            ([look.light for look in self.lookups], own),
+        ):
+            gains = _view_gains(samples, skin)
+            samples = [(rgb * gain, w) for (rgb, w), gain in zip(samples, gains)]
+            choices.append((_disagreement(samples, skin), lights, gains, samples))
+        _, lights, gains, samples = min(choices, key=lambda choice: choice[0])
+        self.lookups = [
+            replace(look, light=light / gain) for look, light, gain in zip(self.lookups, lights, gains)
+        ]
+        return samples
 
-    def picture(self, values: np.ndarray) -> np.ndarray:
-        """[N, C] -> [size, size, C]; texels outside the layout take the nearest covered texel's value."""
-        out = np.zeros((self.size * self.size, values.shape[1]), np.float32)
-        out[self.index] = values
-        empty = np.ones(self.size * self.size, np.uint8)
-        empty[self.index] = 0
-        if len(self.index) == 0 or len(self.index) == len(empty):
-            return out.reshape(self.size, self.size, -1)
-        _, label = cv2.distanceTransformWithLabels(
-            empty.reshape(self.size, -1), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-        )
-        label = label.reshape(-1)
-        source = np.zeros(label.max() + 1, np.int64)
-        source[label[self.index]] = self.index
-        return out[source[label]].reshape(self.size, self.size, -1)
-
-    def to_vertices(
-        self, values: np.ndarray, weight: np.ndarray, num_vertices: int
+    def _sample(
+        self, i: int, texels: Texels, moved: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Texel values [N, 3] -> per-vertex mean [V, 3] (weighted) and mean weight [V]."""
-        transposed = self.matrix.T
-        total = transposed @ np.concatenate(
-            [values * weight[:, None], weight[:, None], np.ones_like(weight[:, None])], 1
-        )
-        mean = total[:, :3] / np.maximum(total[:, 3:4], 1e-8)
-        return mean.astype(np.float32), (total[:, 3] / np.maximum(total[:, 4], 1e-8)).astype(np.float32)
+        rgb, weight = self.lookups[i].sample(texels.matrix, moved, None if moved is None else self.paired)
+        return rgb, self._like_skin(texels, rgb, weight)
 
+    def _like_skin(self, texels: Texels, rgb: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """The weights [N], less where a colour beside the face is not like that of the face."""
+        if self.skin_color is None:
+            return weight
+        log = np.log(rgb.clip(DARK)) - self.skin_color
+        mean = log.mean(1)
+        away = np.abs(mean) + np.abs(log - mean[:, None]).max(1)
+        return weight * (1 - ((away - ALIKE) / ALIKE).clip(0, 1) * (texels.matrix @ self.outside))
 
-@dataclass(frozen=True)
-class _Lookup:
-    """A view prepared for sampling: linear image, z-buffer, usable margin, and per vertex camera point and
-    cosine."""
+    def _evened(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Albedo and weights of all views in the small map, made alike by one gain for each, which becomes
+        part of its light. Each view has its own light, or all have one, whichever makes them agree better:
+        lights that are found one by one differ a little even where they are the same."""
+        skin = (self.texels.matrix @ (self.model.skin | self.model.face).numpy().astype(np.float32)) > 0.99
+        own = [self._sample(i, self.texels) for i in range(len(self.lookups))]
+        shared = np.exp(self._log_light())
+        ratio = [self.texels.matrix @ (look.light / shared) for look in self.lookups]
+        choices = []
+        for lights, samples in (
+            ([shared] * len(own), [(rgb * r, w) for (rgb, w), r in zip(own, ratio)]),
+            ([look.light for look in self.lookups], own),
+        ):
+            gains = _view_gains(samples, skin)
+            samples = [(rgb * gain, w) for (rgb, w), gain in zip(samples, gains)]
+            choices.append((_disagreement(samples, skin), lights, gains, samples))
+        _, lights, gains, samples = min(choices, key=lambda choice: choice[0])
+        self.lookups = [
+            replace(look, light=light / gain) for look, light, gain in zip(self.lookups, lights, gains)
+        ]
+        return samples
 
-    image: np.ndarray
-    depth: np.ndarray
-    margin: np.ndarray
-    attributes: np.ndarray  # [V, 4]: camera-frame point, cosine between normal and line of sight
-    camera: Camera
-    density: float  # pixels per mm at the mesh
-    options: TextureOptions
-
-    @classmethod
-    def of(cls, view: CroppedView, triangles: Tensor, options: TextureOptions) -> _Lookup:
-        vertices, camera = view.vertices, view.camera
-        size = view.image.shape[:2]
-        surface = Surface.visible(camera.clip(vertices[None])[0], triangles, size)
-        depth = surface.image(surface.interpolate(vertices[triangles][..., 2:]))[..., 0].numpy()
-        density = _density(vertices[None], camera)
-        cosine = _cosine(vertices, triangles, camera)[:, None]
-        return cls(
-            _linear_table()[view.image],
-            depth,
-            _margin(depth, view.mask, max(2.0, options.margin_mm * density)),
-            torch.cat([vertices, cosine], -1).numpy().astype(np.float32),
-            camera,
-            density,
-            options,
-        )
-
-    def sample(
-        self, matrix, attributes: np.ndarray, paired: np.ndarray | None = None
+    def _sample(
+        self, i: int, texels: Texels, moved: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Colours [N, 3] (linear) and weights [N] at the surface points matrix @ attributes."""
-        at = matrix @ attributes
-        x, y, z = at[:, 0], at[:, 1], at[:, 2]
-        w = z if self.camera.kind == "perspective" else np.full_like(z, Camera.REFERENCE_DEPTH)
-        w = np.maximum(w, 1.0)
-        f, a = float(self.camera.focal[0]), float(self.camera.aspect[0])
-        u = x / w * f + float(self.camera.principal[0, 0])
-        v = y / w * (f * a) + float(self.camera.principal[0, 1])
-        angle = ((at[:, 3] - 0.12) / 0.88).clip(0, 1)
-        H, W = self.depth.shape
-        near = np.flatnonzero((angle > 0) & (u >= 0) & (v >= 0) & (u <= W - 1) & (v <= H - 1))
-        rgb, weight = np.zeros((len(u), 3), np.float32), np.zeros(len(u), np.float32)
-        if len(near) == 0:
-            return rgb, weight
-        u, v = u[near], v[near]
-        pixel = (v + 0.5).astype(np.int32) * W + (u + 0.5).astype(np.int32)
-        front = self.depth.reshape(-1)[pixel]
-        behind = z[near] - front
-        visible = (front > 0) * (
-            (2 * self.options.depth_tolerance - behind) / self.options.depth_tolerance
-        ).clip(0, 1)
-        own = (
-            angle[near] ** self.options.angle_power
-            * visible
-            * self.margin.reshape(-1)[pixel]
-            * min(self.density, SHARP)
-        )
-        if paired is not None:
-            own *= (matrix @ paired)[near] > 0.99
-        weight[near] = own
-        keep = own > 0
-        rgb[near[keep]] = _bilinear(self.image, u[keep], v[keep])
+        rgb, weight = self.lookups[i].sample(texels.matrix, moved, None if moved is None else self.paired)
+        if self.skin_color is not None:
+            log = np.log(rgb.clip(DARK)) - self.skin_color
+            light = np.abs(log.mean(1))
+            away = light + np.abs(log - log.mean(1, keepdims=True)).max(1)
+            doubt = ((away - ALIKE) / ALIKE).clip(0, 1) * (texels.matrix @ self.outside)
+            weight = weight * (1 - doubt)
         return rgb, weight
 
+    def _usual_skin(self, samples: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray | None:
+        """Log colour [3] of the skin of the face; None where hardly any is seen."""
+        face = self.texels.matrix @ self.model.face.numpy().astype(np.float32) > 0.99
+        seen = [rgb[face & (weight > 0.15)] for rgb, weight in samples]
+        found = np.concatenate(seen) if seen else np.zeros((0, 3))
+        return np.median(np.log(found.clip(DARK)), 0).astype(np.float32) if len(found) >= 100 else None
 
-def _cosine(vertices: Tensor, triangles: Tensor, camera: Camera) -> Tensor:
-    """Cosine between normal and line of sight [V]; vertices [V, 3] in the camera frame."""
-    sight = (
-        torch.nn.functional.normalize(vertices, dim=-1)
-        if camera.kind == "perspective"
-        else vertices.new_tensor([0.0, 0.0, 1.0])
-    )
-    return -(vertex_normals(vertices[None], triangles)[0] * sight).sum(-1)
+    def _choose_eye_views(self, samples: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """[V] the view that each vertex of an eye is taken from, -1 elsewhere: one for both eyes where it
+        shows both about as well as any."""
+        side = self.model.mean[:, 0].numpy() > 0
+        view = np.full(self.model.num_vertices, -1)
+        if not samples or not self.eye.any():
+            return view
+        scores = []
+        for one in (side, ~side):
+            here = self.texels.matrix @ (self.eye * one) > 0.5
+            scores.append(np.array([w[here].sum() for _, w in samples]))
+        both = int(np.sqrt(scores[0] * scores[1]).argmax())
+        for one, score in zip((side, ~side), scores):
+            best = int(score.argmax())
+            view[(self.eye > 0) & one] = both if score[both] >= 0.5 * score[best] else best
+        return view
+
+    def _eyes_once(self, i: int, texels: Texels, weight: np.ndarray) -> np.ndarray:
+        other = ((self.eye_view >= 0) & (self.eye_view != i)).astype(np.float32)
+        return weight * (texels.matrix @ other < 0.5) if other.any() else weight
+
+    def _continue(self) -> None:
+        """What the vertices that nobody saw have: the ratio of the two halves of the face, the light of all
+        views, and the albedo."""
+        model, smooth = self.model, Membrane(self.model.mean, self.model.triangles)
+        partner, texels = self.partner, self.texels
+        color, trust = texels.to_vertices(self.base, self.seen)
+        log = np.concatenate([np.log(color.clip(DARK)), self._log_light()], 1)
+        both = np.minimum(trust, trust[partner]) * self.paired * (1 - self.eye)
+        self.ratio = smooth.solve(both, log - log[partner], np.zeros(6, np.float32))
+
+        mirrored, weight = self._mirrored(texels)
+        known, full = self._completed(self.base, self.seen, mirrored, weight)
+        color, trusted = texels.to_vertices(full, known)
+        there = trust[partner] * self.paired
+        other = log[partner, 3:] + self.ratio[:, 3:]
+        light = (trust[:, None] * log[:, 3:] + ((1 - trust) * there)[:, None] * other) / np.maximum(
+            trust + (1 - trust) * there, 1e-8
+        )[:, None]
+        plain = default_albedo(model)
+        inside, wet = in_region(model, INSIDE), in_region(model, INSIDE) | (self.eye > 0)
+        # Inside the mouth it is dark: an unseen tooth in full light would shine through lips that do not
+        # quite close.
+        log_plain = np.log((plain * np.where(inside, INSIDE_LIGHT, 1.0)[:, None]).clip(DARK))
+        detail = np.log(color.clip(DARK)) - log_plain
+        skin = (trusted > 0.5) & (model.skin | model.face).numpy()
+        usual = np.zeros(6, np.float32)
+        if skin.sum() >= 10:
+            usual = np.median(np.concatenate([detail, light], 1)[skin], 0)
+        # Ratios to nearly black paint (pupils, nostrils) are noise, and highlights on eyes and teeth must not
+        # spread: both would end as white blots.
+        trusted = trusted * (plain.mean(1) / 0.1).clip(0.05, 1)
+        detail[wet] = np.minimum(detail[wet], usual[:3] + 0.6)
+        solved = smooth.solve(trusted, np.concatenate([detail, light], 1), usual)
+        self.unseen = np.exp(solved[:, :3] + log_plain).astype(np.float32)
+        self.unseen[wet] = self.unseen[wet].clip(0, 0.7)
+        seen = np.maximum(trust, there)[:, None]
+        self.light = np.exp(np.where(seen > 0.5, light, solved[:, 3:])).astype(np.float32)
+
+    def _log_light(self) -> np.ndarray:
+        """[V, 3] log of one light for all views, of those that look at a vertex, without steps where one is
+        hidden; each brought to the views' mean exposure."""
+        total = np.zeros((self.model.num_vertices, 3), np.float32)
+        weight = np.full((self.model.num_vertices, 1), 1e-12, np.float32)
+        facing = [look.attributes[:, 3].clip(0, 1) for look in self.lookups]
+        skin = (self.model.skin | self.model.face).numpy()
+        gains = _view_gains([(look.light, f) for look, f in zip(self.lookups, facing)], skin)
+        for look, f, gain in zip(self.lookups, facing, gains):
+            own = look.weight * (f[:, None] + 0.1) ** self.options.lookup.angle_power
+            total += own * np.log(look.light * gain)
+            weight += own
+        return total / weight
+
+    def _mirrored(self, texels: Texels) -> tuple[np.ndarray, np.ndarray]:
+        """Albedo [N, 3] of the photos at the mirrored surface points, made like this half by the ratio of the
+        halves, and its weight [N]."""
+        total, weight = np.zeros((len(texels.index), 3), np.float32), np.zeros(len(texels.index), np.float32)
+        skin = texels.matrix @ self.eye < 0.5  # a mirrored eye would squint
+        for i in range(len(self.lookups)):
+            rgb, own = self._sample(i, texels, moved=self.partner)
+            total += rgb * (own * skin)[:, None]
+            weight += own * skin
+        ratio = np.exp(texels.matrix @ self.ratio[:, :3])
+        return total / np.maximum(weight, 1e-8)[:, None] * ratio, weight
+
+    @staticmethod
+    def _completed(
+        albedo: np.ndarray, seen: np.ndarray, mirrored: np.ndarray, weight: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Trust [N] and albedo [N, 3] of what is seen and, where it is not, mirrored."""
+        share = (1 - seen) * np.minimum(1, weight / FULL)
+        known = seen + share
+        total = seen[:, None] * albedo + share[:, None] * mirrored
+        return known, total / np.maximum(known, 1e-8)[:, None]
+
+    def maps(self, size: int, layout: Layout | None) -> UvMaps:
+        """The maps in the model's own layout or another one."""
+        texels, there = Texels.of(self.model if layout is None else layout.model, size), None
+        if layout is not None:
+            texels, there = texels.carried(self.model, layout.onto)
+        base = None
+        if layout is None:
+            base = [self.texels.picture(values) for values in (self.base, *self.low)]
+        else:
+            reached = [np.sum(self.reach, 0), *self.reach] if self.low else [np.zeros(len(self.base))]
+            at_vertices = [
+                self.texels.to_vertices(values, reach)[0]
+                for values, reach in zip((self.base, *self.low), reached)
+            ]
+        n = len(texels.index)
+        detail, total = np.zeros((n, 3), np.float32), np.full(n, 1e-20, np.float32)
+        seen = np.zeros(n, np.float32)
+
+        def smooth(k: int) -> np.ndarray:
+            return texels.from_picture(base[k]) if base is not None else texels.matrix @ at_vertices[k]
+
+        for i in range(len(self.lookups)):
+            rgb, weight = self._sample(i, texels)
+            weight = self._eyes_once(i, texels, weight)
+            seen += weight
+            sharp = weight**self.options.detail_power
+            detail += (rgb - smooth(1 + i)) * sharp[:, None]
+            total += sharp
+        albedo = np.maximum(smooth(0) + detail / total[:, None], 0)
+        seen = np.minimum(1, seen / FULL)
+        hole = np.flatnonzero(seen < 1)
+        if len(hole):
+            rows = texels.matrix[hole]
+            part = replace(texels, index=texels.index[hole], triangle=texels.triangle[hole], matrix=rows)
+            known, full = self._completed(albedo[hole], seen[hole], *self._mirrored(part))
+            albedo[hole] = known[:, None] * full + (1 - known[:, None]) * (rows @ self.unseen)
+        if layout is not None:
+            self._plain_elsewhere(layout.model, texels, albedo, there)
+        color = albedo * (texels.matrix @ self.light)
+        return UvMaps(texels.picture(color), texels.picture(albedo), texels.picture(seen[:, None])[..., 0])
+
+    def _plain_elsewhere(
+        self, other: FaceModel, texels: Texels, albedo: np.ndarray, there: np.ndarray
+    ) -> None:
+        """In place: texels of another layout without a point on this face take their model's albedo."""
+        plain = default_albedo(other)[other.triangles.numpy()[texels.triangle[~there]]].mean(1)
+        albedo[~there] = plain
 
 
-def _density(vertices: Tensor, camera: Camera) -> float:
-    """Pixels per mm at the middle of the mesh; vertices [1, V, 3] in the camera frame."""
-    return float(camera.focal[0] / camera.depth_divisor(vertices).mean().clamp_min(1.0))
+def _pairs(
+    samples: list[tuple[np.ndarray, np.ndarray]], skin: np.ndarray
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Pairs of views, i > j, and log c_j / c_i [n, 3] of the texels at which both see skin, if there are
+    enough."""
+    good = [(w > 0.15) & skin & (rgb.min(1) > 4e-3) & (rgb.max(1) < 4.0) for rgb, w in samples]
+    for i in range(len(samples)):
+        for j in range(i):
+            both = good[i] & good[j]
+            if both.sum() >= 30:
+                yield i, j, np.log(samples[j][0][both] / samples[i][0][both])
 
 
-def _bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    if len(x) == 0:  # cv2.remap refuses empty maps
-        return np.zeros((0, image.shape[2]), image.dtype)
-    n, columns = len(x), 4096  # cv2.remap takes at most 32767 rows or columns
-    pad = -n % columns
-    grid = [np.pad(c.astype(np.float32), (0, pad)).reshape(-1, columns) for c in (x, y)]
-    return cv2.remap(image, *grid, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(
-        -1, image.shape[2]
-    )[:n]
-
-
-def _margin(depth: np.ndarray, mask: np.ndarray | None, width: float) -> np.ndarray:
-    """[H, W] in [0, 1]: 0 at edges of the surface (outline, depth steps, picture border, mask), 1 from
-    `width` pixels on."""
-    inside = depth > 0
-    for axis in (0, 1):
-        step = np.abs(np.diff(depth, axis=axis)) > 6.0
-        first, second = (slice(None, -1), slice(1, None))
-        index = [slice(None)] * 2
-        for part in (first, second):
-            index[axis] = part
-            inside[tuple(index)] &= ~step
-    if mask is not None:
-        inside &= mask
-    inside = np.pad(inside, 1)  # the picture border counts as an edge
-    distance = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    t = ((distance - 1) / width).clip(0, 1)
-    return t * t * (3 - 2 * t)
+def _disagreement(samples: list[tuple[np.ndarray, np.ndarray]], skin: np.ndarray) -> float:
+    """How far the colours of two views are apart, log units; 0 without any pair."""
+    apart = [np.abs(log).mean() for _, _, log in _pairs(samples, skin)]
+    return float(np.mean(apart)) if apart else 0.0
 
 
 def _view_gains(samples: list[tuple[np.ndarray, np.ndarray]], skin: np.ndarray) -> np.ndarray:
@@ -396,69 +422,50 @@ def _view_gains(samples: list[tuple[np.ndarray, np.ndarray]], skin: np.ndarray) 
     """
     B = len(samples)
     normal, right = np.eye(B) * 1e-3, np.zeros((B, 3))
-    step = max(1, len(skin) // 60000)  # a sample of the texels is enough for a median
-    rgb = [s[0][::step] for s in samples]
-    good = [
-        (s[1][::step] > 0.15) & skin[::step] & (c.min(1) > 4e-3) & (c.max(1) < 0.9)
-        for s, c in zip(samples, rgb)
-    ]
-    for i in range(B):
-        for j in range(i):
-            both = good[i] & good[j]
-            n = int(both.sum())
-            if n < 30:
-                continue
-            ratio = np.median(np.log(rgb[j][both] / rgb[i][both]), 0)
-            weight = np.sqrt(n)
-            normal[i, i] += weight
-            normal[j, j] += weight
-            normal[i, j] -= weight
-            normal[j, i] -= weight
-            right[i] += weight * ratio
-            right[j] -= weight * ratio
+    for i, j, log in _pairs(samples, skin):
+        ratio, weight = np.median(log, 0), np.sqrt(len(log))
+        normal[i, i] += weight
+        normal[j, j] += weight
+        normal[i, j] -= weight
+        normal[j, i] -= weight
+        right[i] += weight * ratio
+        right[j] -= weight * ratio
     log = np.linalg.solve(normal, right) if B else np.zeros((0, 3))
     return (
         np.exp((log - log.mean(0)).clip(-1.5, 1.5)).astype(np.float32) if B else np.zeros((0, 3), np.float32)
     )
 
 
-def _blend_bands(
-    texels: _Texels, samples, eyes: np.ndarray, options: TextureOptions
+def _robust_mean(low: list[np.ndarray], given: list[np.ndarray], spread: float) -> np.ndarray:
+    """Mean [N, 3] of the views' smooth colours [N, 3] under the given weights [N] and those of a Cauchy
+    kernel: a highlight or a shadow that one view alone shows counts little."""
+    values, trust = np.stack(low), np.stack(given)
+    weight = trust
+    for _ in range(4):
+        mean = (values * weight[..., None]).sum(0) / np.maximum(weight.sum(0), 1e-20)[:, None]
+        scale = spread * (mean.mean(-1) + DARK)
+        away = np.square((values - mean) / scale[:, None]).mean(-1)
+        weight = trust / (1 + away)
+    return mean.astype(np.float32)
+
+
+def low_band(
+    texels: Texels, rgb: np.ndarray, valid: np.ndarray, sigma: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two-band blend: averaged low frequencies plus the best view's details; colour [N, 3] and confidence [N]
-    in [0, 1]."""
-    n = len(texels.index)
-    base, base_weight = np.zeros((n, 3), np.float32), np.zeros(n, np.float32)
-    detail, detail_weight = np.zeros((n, 3), np.float32), np.full(n, 1e-20, np.float32)
-    seen = np.zeros(n, np.float32)
-    for rgb, weight in samples:
-        seen += weight
-        low = _low_band(texels, rgb, weight > 0, options.blur * texels.size)
-        # Eyes move between the photos: there one view decides both bands.
-        own = np.where(eyes, weight**options.detail_power, weight)
-        sharp = weight**options.detail_power
-        base += low * own[:, None]
-        base_weight += own
-        detail += (rgb - low) * sharp[:, None]
-        detail_weight += sharp
-    colour = base / np.maximum(base_weight, 1e-20)[:, None] + detail / detail_weight[:, None]
-    return np.maximum(colour, 0), np.minimum(1, seen / FULL)
-
-
-def _low_band(texels: _Texels, rgb: np.ndarray, valid: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian mean over the valid texels of the layout, [N, 3], computed at a quarter of the resolution."""
+    """Gaussian mean over the valid texels of the layout [N, 3], and their share in it [N]."""
     size = texels.size
-    small = max(8, size // 4)
     picture = np.zeros((size * size, 4), np.float32)
     picture[texels.index] = np.concatenate([rgb, np.ones_like(rgb[:, :1])], 1) * valid[:, None]
-    picture = cv2.resize(picture.reshape(size, size, 4), (small, small), interpolation=cv2.INTER_AREA)
     picture = cv2.GaussianBlur(
-        picture, (0, 0), max(0.5, sigma * small / size), borderType=cv2.BORDER_CONSTANT
-    )
-    picture = cv2.resize(
-        picture[..., :3] / np.maximum(picture[..., 3:], 1e-6), (size, size), interpolation=cv2.INTER_LINEAR
-    )
-    return np.where(valid[:, None], picture.reshape(-1, 3)[texels.index], rgb)
+        picture.reshape(size, size, 4), (0, 0), max(0.5, sigma), borderType=cv2.BORDER_CONSTANT
+    ).reshape(-1, 4)[texels.index]
+    return picture[:, :3] / np.maximum(picture[:, 3:], 1e-6), picture[:, 3]
+
+
+def _may_show_clothes(model: FaceModel) -> np.ndarray:
+    """[V] 0 or 1: parts beside the face, where collars and hair are taken for skin."""
+    named = np.array([name.startswith(BESIDE) for name in model.region_names])
+    return (named[model.region.numpy()] & ~model.face.numpy()).astype(np.float32)
 
 
 def _mirror(model: FaceModel) -> tuple[np.ndarray, np.ndarray]:
@@ -467,19 +474,6 @@ def _mirror(model: FaceModel) -> tuple[np.ndarray, np.ndarray]:
     mean = model.mean.numpy()
     distance, partner = scipy.spatial.cKDTree(mean).query(mean * np.array([-1, 1, 1], np.float32))
     return partner, (distance < 4.0).astype(np.float32)
-
-
-def _is_eye(model: FaceModel) -> np.ndarray:
-    return in_region(model, ("sclera", "iris", "eyeball", "pupil", "cornea"))
-
-
-def _is_inside(model: FaceModel) -> np.ndarray:
-    return in_region(model, ("teeth", "gum", "tongue", "mouth_socket", "mouth_inside", "eye_socket"))
-
-
-@lru_cache(maxsize=1)
-def _linear_table() -> np.ndarray:
-    return linear_from_srgb(torch.arange(256) / 255.0).numpy().astype(np.float32)
 
 
 @lru_cache(maxsize=1)

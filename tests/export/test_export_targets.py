@@ -22,7 +22,7 @@ from fitkit.io.subject import MissingPhoto
 
 @pytest.fixture(autouse=True)
 def small_textures(monkeypatch):
-    monkeypatch.setattr(texture, "TEXTURE_SIZE", 64)
+    monkeypatch.setattr(texture, "texture_size", lambda result: 64)
 
 
 def without_photos(result):
@@ -248,7 +248,7 @@ def test_the_head_for_metahuman_stands_upright_in_centimetres(tmp_path):
     result = replace(result, model=replace(result.model, region_names=names))
     path, notes = export_result(result, "metahuman", tmp_path / "out")
     assert notes == ["face model 'tiny' has no eyeballs, which MetaHuman needs to find the eyelids"]
-    assert sorted(p.name for p in path.iterdir()) == ["head.mtl", "head.obj", "texture.png"]
+    assert sorted(p.name for p in path.iterdir()) == ["albedo.png", "head.mtl", "head.obj", "texture.png"]
     head = trimesh.load(path / "head.obj", process=False)
     np.testing.assert_allclose(
         head.vertices @ [[10, 0, 0], [0, 0, -10], [0, 10, 0]], result.neutral, atol=1e-3

@@ -42,16 +42,16 @@ def result():
 
 @pytest.fixture(autouse=True)
 def small_texture(monkeypatch):
-    monkeypatch.setattr(folder, "TEXTURE_SIZE", 64)
+    monkeypatch.setattr(folder, "texture_size", lambda result: 64)
 
 
 @pytest.fixture(scope="module")
 def written(result, tmp_path_factory):
-    size, folder.TEXTURE_SIZE = folder.TEXTURE_SIZE, 64
+    size, folder.texture_size = folder.texture_size, lambda result: 64
     try:
         return write_result(result, tmp_path_factory.mktemp("results") / "new" / "out")
     finally:
-        folder.TEXTURE_SIZE = size
+        folder.texture_size = size
 
 
 def files(path):
@@ -445,7 +445,7 @@ class TestWhatCannotBeDrawn:
 
     @pytest.mark.slow
     def test_texture_and_light(self, result, tmp_path, monkeypatch):
-        monkeypatch.setattr(folder, "blend_texture", broken)
+        monkeypatch.setattr(folder, "fuse_result", broken)
         monkeypatch.setattr(folder, "decompose_result", broken)
         out = write_result(result, tmp_path / "out")
         lacking = json.loads((out / "metrics.json").read_text())["not_written"]

@@ -85,11 +85,11 @@ def result():
 
 @pytest.fixture(scope="module")
 def written(result, tmp_path_factory):
-    size, result_writer.TEXTURE_SIZE = result_writer.TEXTURE_SIZE, 64
+    size, result_writer.texture_size = result_writer.texture_size, lambda result: 64
     try:
         result.save(tmp_path_factory.mktemp("pages") / "result")
     finally:
-        result_writer.TEXTURE_SIZE = size
+        result_writer.texture_size = size
     return tmp_path_factory.getbasetemp() / "pages0" / "result"
 
 
@@ -190,7 +190,7 @@ class TestFit:
         def fail(*_):
             raise InputError("no light <i>here</i>")
 
-        monkeypatch.setattr(result_writer, "TEXTURE_SIZE", 64)
+        monkeypatch.setattr(result_writer, "texture_size", lambda result: 64)
         monkeypatch.setattr(result_writer, "draw_lighting", fail)
         monkeypatch.setattr(result_writer, "write_fit_page", fail)
         out = result.save(tmp_path / "out")

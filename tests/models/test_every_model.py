@@ -54,7 +54,7 @@ def test_every_model_does_everything(kind, tmp_path, monkeypatch):
     if kind.unwrapped and find_spec("xatlas") is None:
         pytest.skip("xatlas, which makes texture coordinates, is not here")
     monkeypatch.setenv("FITKIT_MODELS", str(tmp_path / "models"))
-    monkeypatch.setattr(export, "TEXTURE_SIZE", TEXTURE)
+    monkeypatch.setattr(export, "texture_size", lambda result: TEXTURE)
     model = imported(kind, tmp_path)
     truth = somebody(model)
     subject = photographed(model, truth, tmp_path / "people" / "anna")

@@ -11,7 +11,8 @@ from fitkit.export.texture import blend_texture
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
 from fitkit.io.subject import Subject
-from fitkit.render.texture import TextureOptions, crop_and_scale
+from fitkit.render.texture import TextureOptions
+from fitkit.render.view_colors import crop_and_scale
 from fitkit.scene.camera import Camera
 
 SIZE = 256
