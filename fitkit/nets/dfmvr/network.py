@@ -16,7 +16,7 @@ from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.io.options import Length, Positive, Range, check_options
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.dfmvr.rednet import Backbone
-from fitkit.nets.dfmvr.tri_unet import NORMS, Stacked, TriUNet
+from fitkit.nets.dfmvr.tri_unet import Stacked, TriUNet
 from fitkit.nets.mvfnet.convention import rotation_of_euler
 from fitkit.nets.parser.network import Parser, ParserOptions
 from fitkit.nets.predictor import Prediction, Predictor, ViewSlot, frames_of, resized, table_of
@@ -41,7 +41,6 @@ class DfmvrOptions:
     and 3, 4, 6, 3 as published.
     fusion: 'tri_unet', an encoder for each view; 'unet', one for the views stacked; 'cnn', two convolutions;
     fusion_out: 'concat' as in the published code, 'conv' as printed, see TriUNet; backbone: see Backbone;
-    norm: over the 'batch' as published, or over channels of one picture ('group'), for small batches;
     pool: the last map's 'mean' as published, or beside it features of each of its places ('grid');
     masks: how the parse enters: a channel for each of its ten parts, the number of the part over 9, the
     number itself (published code), or not at all, without a parser; light: of each 'view', or one of the
@@ -57,7 +56,6 @@ class DfmvrOptions:
     fusion: Literal["tri_unet", "unet", "cnn"] = "tri_unet"
     fusion_out: Literal["concat", "conv"] = "concat"
     backbone: Literal["rednet", "resnet"] = "rednet"
-    norm: Literal["batch", "group"] = "group"
     pool: Literal["mean", "grid"] = "grid"
     masks: Literal["one_hot", "scaled", "integer", "none"] = "one_hot"
     light: Literal["view", "person"] = "view"
@@ -100,19 +98,16 @@ class Dfmvr(Predictor):
             self.needs, self.parse_parts = "weights of a face parser", ("parser",)
             # Heads are as large in the parser's pictures as those that it was trained on.
             self.parse_size = max(64, 64 * round(o.parser.size * o.margin / o.parser.margin / 64))
-        norm = NORMS[o.norm]
         if o.fusion == "tri_unet":
-            self.fusion: TriUNet | Stacked = TriUNet(
-                V, inputs, o.width, o.depth, o.fusion_out == "conv", norm
-            )
+            self.fusion: TriUNet | Stacked = TriUNet(V, inputs, o.width, o.depth, o.fusion_out == "conv")
         else:
             depth = o.depth if o.fusion == "unet" else 1
-            self.fusion = Stacked(V, inputs, o.width, depth, o.fusion_out == "conv", norm)
+            self.fusion = Stacked(V, inputs, o.width, depth, o.fusion_out == "conv")
         for module in self.fusion.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         grid = o.size // 32 if o.pool == "grid" else 0
-        self.backbone = Backbone(o.backbone, self.fusion.outputs, o.backbone_width, o.blocks, norm, grid)
+        self.backbone = Backbone(o.backbone, self.fusion.outputs, o.backbone_width, o.blocks, grid)
         self.sizes = (
             self.num_identity,
             self.num_expression,

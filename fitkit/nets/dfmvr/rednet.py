@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fitkit.nets.dfmvr.tri_unet import Norm, normed, scaled
+from fitkit.nets.dfmvr.tri_unet import normed, scaled
 
 GROUP = 16  # channels that share a kernel
 REDUCTION = 4  # channels over those of the kernels' generator
@@ -26,12 +26,12 @@ class Involution(nn.Module):
     eq. 4-6. With a stride the kernels are made from the mean of the pixels that it passes over.
     """
 
-    def __init__(self, channels: int, kernel: int = 7, stride: int = 1, norm: Norm = nn.BatchNorm2d):
+    def __init__(self, channels: int, kernel: int = 7, stride: int = 1):
         super().__init__()
         self.kernel, self.stride = kernel, stride
         self.groups = channels // (GROUP if channels % GROUP == 0 else 8)
         inner = max(4, channels // REDUCTION)
-        self.reduce = normed(nn.Conv2d(channels, inner, 1, bias=False), norm)
+        self.reduce = normed(nn.Conv2d(channels, inner, 1, bias=False))
         self.span = nn.Conv2d(inner, kernel**2 * self.groups, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,28 +44,28 @@ class Involution(nn.Module):
         return (patches.unflatten(-1, (height, width)) * kernels).sum(3).flatten(1, 2)
 
 
-def _spatial(kind: str, channels: int, stride: int, norm: Norm) -> nn.Module:
+def _spatial(kind: str, channels: int, stride: int) -> nn.Module:
     if kind == "rednet":
-        return Involution(channels, 7, stride, norm)
+        return Involution(channels, 7, stride)
     return nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
 
 
 class Bottleneck(nn.Module):
-    def __init__(self, kind: str, inputs: int, inner: int, stride: int, norm: Norm):
+    def __init__(self, kind: str, inputs: int, inner: int, stride: int):
         super().__init__()
         outputs = EXPANSION * inner
         self.path = nn.Sequential(
-            normed(nn.Conv2d(inputs, inner, 1, bias=False), norm),
-            _spatial(kind, inner, stride, norm),
-            norm(inner),
+            normed(nn.Conv2d(inputs, inner, 1, bias=False)),
+            _spatial(kind, inner, stride),
+            nn.BatchNorm2d(inner),
             nn.ReLU(inplace=True),
             nn.Conv2d(inner, outputs, 1, bias=False),
-            norm(outputs),
+            nn.BatchNorm2d(outputs),
         )
         self.beside = (
             nn.Identity()
             if inputs == outputs and stride == 1
-            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
+            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,28 +80,16 @@ class Backbone(nn.Module):
     map beside the mean over all places, or 0, for the mean alone, which hardly tells where a face is.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        inputs: int,
-        width: float,
-        blocks: Sequence[int],
-        norm: Norm = nn.BatchNorm2d,
-        grid: int = 0,
-    ):
+    def __init__(self, kind: str, inputs: int, width: float, blocks: Sequence[int], grid: int = 0):
         super().__init__()
         first, second = (scaled(channels, width) for channels in STEM)
-        between = (
-            Involution(first, 3, norm=norm)
-            if kind == "rednet"
-            else nn.Conv2d(first, first, 3, 1, 1, bias=False)
-        )
+        between = Involution(first, 3) if kind == "rednet" else nn.Conv2d(first, first, 3, 1, 1, bias=False)
         layers: list[nn.Module] = [
-            normed(nn.Conv2d(inputs, first, 3, 2, 1, bias=False), norm),
+            normed(nn.Conv2d(inputs, first, 3, 2, 1, bias=False)),
             between,
-            norm(first),
+            nn.BatchNorm2d(first),
             nn.ReLU(inplace=True),
-            normed(nn.Conv2d(first, second, 3, 1, 1, bias=False), norm),
+            normed(nn.Conv2d(first, second, 3, 1, 1, bias=False)),
             nn.MaxPool2d(3, 2, 1),
         ]
         self.outputs = second
@@ -109,10 +97,10 @@ class Backbone(nn.Module):
             inner = scaled(channels, width)
             for number in range(count):
                 stride = 2 if stage and not number else 1
-                layers.append(Bottleneck(kind, self.outputs, inner, stride, norm))
+                layers.append(Bottleneck(kind, self.outputs, inner, stride))
                 self.outputs = EXPANSION * inner
         self.layers = nn.Sequential(*layers)
-        self.squeeze = normed(nn.Conv2d(self.outputs, SQUEEZED, 1, bias=False), norm) if grid else None
+        self.squeeze = normed(nn.Conv2d(self.outputs, SQUEEZED, 1, bias=False)) if grid else None
         self.outputs += SQUEEZED * grid**2
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -3,8 +3,6 @@ through attention gates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -16,35 +14,23 @@ def scaled(channels: int, width: float) -> int:
     return max(8, 8 * round(channels * width / 8))
 
 
-Norm = Callable[[int], nn.Module]  # channels -> what normalises them
+def normed(convolution: nn.Conv2d) -> nn.Sequential:
+    return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU(inplace=True))
 
 
-def group_norm(channels: int) -> nn.Module:
-    """Of each picture by itself, eight channels together."""
-    return nn.GroupNorm(max(1, channels // 8), channels)
-
-
-NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "group": group_norm}
-
-
-def normed(convolution: nn.Conv2d, norm: Norm) -> nn.Sequential:
-    return nn.Sequential(convolution, norm(convolution.out_channels), nn.ReLU(inplace=True))
-
-
-def double_convolution(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
+def double_convolution(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        normed(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), norm),
-        normed(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), norm),
+        normed(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)),
+        normed(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)),
     )
 
 
 class Encoder(nn.Module):
     """Pictures -> a feature map for each level, each half the size of the one before."""
 
-    def __init__(self, inputs: int, channels: list[int], norm: Norm):
+    def __init__(self, inputs: int, channels: list[int]):
         super().__init__()
-        pairs = zip([inputs, *channels], channels)
-        self.levels = nn.ModuleList(double_convolution(i, o, norm) for i, o in pairs)
+        self.levels = nn.ModuleList(double_convolution(i, o) for i, o in zip([inputs, *channels], channels))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         found = [self.levels[0](x)]
@@ -59,13 +45,14 @@ class AttentionGate(nn.Module):
     Source: Oktay et al., "Attention U-Net", MIDL 2018.
     """
 
-    def __init__(self, gate: int, skip: int, norm: Norm = nn.BatchNorm2d):
+    def __init__(self, gate: int, skip: int):
         super().__init__()
         inner = max(4, skip // 2)
         self.gate, self.skip = (
-            nn.Sequential(nn.Conv2d(channels, inner, 1, bias=False), norm(inner)) for channels in (gate, skip)
+            nn.Sequential(nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner))
+            for channels in (gate, skip)
         )
-        self.weigh = nn.Sequential(nn.Conv2d(inner, 1, 1, bias=False), norm(1), nn.Sigmoid())
+        self.weigh = nn.Sequential(nn.Conv2d(inner, 1, 1, bias=False), nn.BatchNorm2d(1), nn.Sigmoid())
 
     def forward(self, gate: Tensor, skip: Tensor) -> Tensor:
         return skip * self.weigh(torch.relu(self.gate(gate) + self.skip(skip)))
@@ -80,21 +67,19 @@ class TriUNet(nn.Module):
     2^(depth - 1).
     """
 
-    def __init__(
-        self, streams: int, inputs: int, width: float, depth: int, last: bool, norm: Norm = nn.BatchNorm2d
-    ):
+    def __init__(self, streams: int, inputs: int, width: float, depth: int, last: bool):
         super().__init__()
         channels = [scaled(BASE * 2**level, width) for level in range(depth)]
-        self.encoders = nn.ModuleList(Encoder(inputs, channels, norm) for _ in range(streams))
+        self.encoders = nn.ModuleList(Encoder(inputs, channels) for _ in range(streams))
         self.up, self.gates, self.merge = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         below = streams * channels[-1]
         for level in range(depth - 2, -1, -1):
             mine = channels[level]
             self.up.append(nn.ConvTranspose2d(below, mine, 2, stride=2))
-            self.gates.append(nn.ModuleList(AttentionGate(mine, mine, norm) for _ in range(streams)))
+            self.gates.append(nn.ModuleList(AttentionGate(mine, mine) for _ in range(streams)))
             joined = (1 + streams) * mine
             if level or last:
-                self.merge.append(double_convolution(joined, mine, norm))
+                self.merge.append(double_convolution(joined, mine))
             below = mine if level or last else joined
         self.outputs = below
 
@@ -114,15 +99,13 @@ class Stacked(nn.Module):
     """The views as channels of one picture through a U-Net with one encoder, or, with depth 1, through two
     convolutions alone; what `TriUNet` is compared with."""
 
-    def __init__(
-        self, streams: int, inputs: int, width: float, depth: int, last: bool, norm: Norm = nn.BatchNorm2d
-    ):
+    def __init__(self, streams: int, inputs: int, width: float, depth: int, last: bool):
         super().__init__()
         if depth == 1:
             self.outputs = scaled(BASE, width) * (1 if last else 1 + streams)
-            self.fuse = double_convolution(streams * inputs, self.outputs, norm)
+            self.fuse = double_convolution(streams * inputs, self.outputs)
         else:
-            self.fuse = TriUNet(1, streams * inputs, width, depth, last, norm)
+            self.fuse = TriUNet(1, streams * inputs, width, depth, last)
             self.outputs = self.fuse.outputs
 
     def forward(self, pictures: Tensor) -> Tensor:
