@@ -187,7 +187,7 @@ def test_openings_are_measured_between_lids_and_lips(model, samples):
 
 
 def test_the_changes_that_the_recipes_suggest():
-    flow = '{weight: 20.0, estimator: "ptlflow:raft", kernel: {name: sq}, options: {size: 128, mask: box}}'
+    flow = '{weight: 2.0, estimator: "ptlflow:raft", kernel: {name: sq}, options: {size: 128, mask: box}}'
     lines = ["stages.photos.energies.flow_corr=false", f"stages.photos.energies.flow_mag={flow}"]
     energies = load_regressor_training("mfnet", lines).stages[2].energies
     assert "flow_corr" not in energies and energies["flow_mag"].estimator == "ptlflow:raft"

@@ -73,20 +73,23 @@ class FaceScapeLab(FaceScape):
 
 def _first_view(sample: EvaluationSample, prediction: PredictedFace) -> int:
     """Which view of a prediction is the first photo of the sample, in whose camera it is scored. Networks
-    with named views have an order of their own.
+    with named views have an order of their own; where the names are not those of the photos, the order is
+    taken for that of the sample.
 
     Raises:
         InputError: the photo was left out.
     """
     if prediction.views is None:
         return 0
-    name, names = sample.id.partition("+")[0], list(prediction.views)
-    if name not in names:
+    photos, names = sample.id.split("+"), list(prediction.views)
+    if photos[0] in names:
+        return names.index(photos[0])
+    if len(names) < len(photos):
         raise InputError(
             f"{sample.id}: it is scored in the camera of its first photo, and the prediction has only "
             f"{', '.join(names)}; put a photo first in options.views that the predictor takes"
         )
-    return names.index(name)
+    return 0
 
 
 PROTOCOL = FaceScapeLab()
