@@ -77,7 +77,8 @@ def test_networks_that_an_energy_cannot_use(files):
     ):
         load_network("parser", files / "encoder.safetensors")
     with pytest.raises(
-        InputError, match="features of a picture, SmallParser has none; mvfnet, fitkit_init, pgn and mvdepth do"
+        InputError,
+        match="features of a picture, SmallParser has none; mvfnet, fitkit_init, pgn and mvdepth do",
     ):
         load_network("encoder", files / "parser.safetensors")
     with pytest.raises(InputError, match="nowhere.safetensors: not readable"):
