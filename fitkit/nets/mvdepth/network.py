@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.errors import InputError
+from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.io.options import Length, Positive, Range, check_options
 from fitkit.models.face_model import FaceModel
@@ -25,7 +26,8 @@ from fitkit.scene.state import SceneState
 
 FOCAL = 1015.0 / 224.0  # sides of the picture: as wide a field of view as that of Deep3DFaceRecon
 CELLS = 48  # a side, of the posed mean face
-POINTS = 6000  # of the mean face, at least: as many as leave hardly a cell of it empty
+POINTS = 20000  # of the mean face, at least: as many as leave hardly a cell of it empty
+ENOUGH = 0.3  # of the cells around that have points: then the cell has a surface
 LOGIT = 0.02  # how near to 0 and 1 its normalized depth may come
 EMPTY = 0.05  # normalized depth below which a trained network says that there is no surface
 DEPTH_START, TRUST_START = 0.0, 2.0  # outputs before the sigmoid; the second as in Shu et al.: near 0.9
@@ -108,7 +110,8 @@ class Mvdepth(Predictor):
         self.trust = UNet(o.trust_width, o.levels, TRUST_START)
         unit = o.expression * model.coefficients["expression"].unit(model.landmark_basis.mean)
         self.register_buffer("expression_unit", unit.detach().float().cpu().clone(), persistent=False)
-        self.register_buffer("mean_face", _points_on(model), persistent=False)
+        for name, values in zip(("face_points", "face_normals"), _points_on(model)):
+            self.register_buffer(name, values, persistent=False)
 
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
         frames, person = frames_of(images, valid, padded)
@@ -143,19 +146,23 @@ class Mvdepth(Predictor):
 
     def _posed_mean(self, rotation: Tensor, place: Tensor) -> Tensor:
         """Normalized depth [B, size, size] of the mean face, 0 where it is not: the nearest point in each of
-        CELLS x CELLS cells, holes filled from those around."""
+        CELLS x CELLS cells of those that face the camera, the mean with the cells around that have some."""
         B, cells = rotation.shape[0], min(CELLS, self.size // 2)
-        points = (self.mean_face - self.model.anchor) @ rotation.transpose(1, 2) + place[:, None]
+        points = (self.face_points - self.model.anchor) @ rotation.transpose(1, 2) + place[:, None]
+        facing = ((self.face_normals @ rotation.transpose(1, 2)) * points).sum(-1) < 0
         away = points[..., 2].clamp_min(1.0)
         pixels = points[..., :2] * (self.focal / away)[..., None] + (self.size - 1) / 2
         cell = torch.floor((pixels + 0.5) * (cells / self.size)).long()
-        inside = ((cell >= 0) & (cell < cells)).all(-1)
+        inside = ((cell >= 0) & (cell < cells)).all(-1) & facing
         value = ((place[:, None, 2] + BEHIND_MM - away) / (BEFORE_MM + BEHIND_MM)).clamp(0, 1) * inside
         number = cell.clamp(0, cells - 1)
         number = number[..., 1] * cells + number[..., 0]
         empty = torch.zeros_like(value[:, :1]).expand(B, cells * cells)
         nearest = empty.scatter_reduce(1, number, value, "amax").unflatten(1, (1, cells, cells))
-        filled = torch.where(nearest > 0, nearest, nn.functional.max_pool2d(nearest, 3, 1, 1))
+        there = (nearest > 0).to(nearest)
+        share = nn.functional.avg_pool2d(there, 3, 1, 1)
+        around = nn.functional.avg_pool2d(nearest, 3, 1, 1) / share.clamp_min(1e-6)
+        filled = torch.where(share > ENOUGH, around, torch.zeros_like(around))
         return resized(filled, (self.size, self.size))[:, 0]
 
     def features(self, images: Tensor) -> Tensor:
@@ -212,13 +219,19 @@ class Mvdepth(Predictor):
         }
 
 
-def _points_on(model: FaceModel) -> Tensor:
-    """[N, 3] mm, N >= POINTS: vertices of the mean face, of a coarse mesh also points on its triangles."""
-    mean, parts = model.mean.detach().float().cpu(), 1
-    points = mean
-    while len(points) < POINTS:
+def _points_on(model: FaceModel) -> tuple[Tensor, Tensor]:
+    """Points of the mean face, [N, 3] mm, N >= POINTS, and its normals there, [N, 3]: vertices and middles of
+    the triangles, of a coarse mesh more of each."""
+    mean, triangles, parts = model.mean.detach().float().cpu(), model.triangles.cpu(), 1
+    normals = vertex_normals(mean[None], triangles)[0]
+    thirds = torch.full((1, 3), 1 / 3, device="cpu")
+    points = torch.stack([mean, normals])
+    middles = torch.stack([x[triangles].mean(1) for x in (mean, normals)])
+    while points.shape[1] + middles.shape[1] < POINTS:
         parts *= 2
         i, j = torch.triu_indices(parts + 1, parts + 1, device="cpu")
-        weights = torch.stack([i, j - i, parts - j], 1).to(mean) / parts  # [K, 3], each sums to 1
-        points = (weights[:, None, :, None] * mean[model.triangles.cpu()]).sum(2).flatten(0, 1)
-    return points.clone()
+        lattice = torch.stack([i, j - i, parts - j], 1).to(mean) / parts  # each row sums to 1
+        weights = torch.cat([lattice, thirds])[:, None, :, None]
+        points = torch.stack([(weights * x[triangles]).sum(2).flatten(0, 1) for x in (mean, normals)])
+    whole = torch.cat([points, middles], 1)
+    return whole[0].clone(), nn.functional.normalize(whole[1], dim=-1)
