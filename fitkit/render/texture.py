@@ -209,40 +209,6 @@ class _Blend:
         away = np.abs(mean) + np.abs(log - mean[:, None]).max(1)
         return weight * (1 - ((away - ALIKE) / ALIKE).clip(0, 1) * (texels.matrix @ self.outside))
 
-    def _evened(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Albedo and weights of all views in the small map, made alike by one gain for each, which becomes
-        part of its light. Each view has its own light, or all have one, whichever makes them agree better:
-        lights that are found one by one differ a little even where they are the same."""
-        skin = (self.texels.matrix @ (self.model.skin | self.model.face).numpy().astype(np.float32)) > 0.99
-        own = [self._sample(i, self.texels) for i in range(len(self.lookups))]
-        shared = np.exp(self._log_light())
-        ratio = [self.texels.matrix @ (look.light / shared) for look in self.lookups]
-        choices = []
-        for lights, samples in (
-            ([shared] * len(own), [(rgb * r, w) for (rgb, w), r in zip(own, ratio)]),
-            ([look.light for look in self.lookups], own),
-        ):
-            gains = _view_gains(samples, skin)
-            samples = [(rgb * gain, w) for (rgb, w), gain in zip(samples, gains)]
-            choices.append((_disagreement(samples, skin), lights, gains, samples))
-        _, lights, gains, samples = min(choices, key=lambda choice: choice[0])
-        self.lookups = [
-            replace(look, light=light / gain) for look, light, gain in zip(self.lookups, lights, gains)
-        ]
-        return samples
-
-    def _sample(
-        self, i: int, texels: Texels, moved: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        rgb, weight = self.lookups[i].sample(texels.matrix, moved, None if moved is None else self.paired)
-        if self.skin_color is not None:
-            log = np.log(rgb.clip(DARK)) - self.skin_color
-            light = np.abs(log.mean(1))
-            away = light + np.abs(log - log.mean(1, keepdims=True)).max(1)
-            doubt = ((away - ALIKE) / ALIKE).clip(0, 1) * (texels.matrix @ self.outside)
-            weight = weight * (1 - doubt)
-        return rgb, weight
-
     def _usual_skin(self, samples: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray | None:
         """Log colour [3] of the skin of the face; None where hardly any is seen."""
         face = self.texels.matrix @ self.model.face.numpy().astype(np.float32) > 0.99
