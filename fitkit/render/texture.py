@@ -39,7 +39,8 @@ DARK = 2e-3  # linear colours below this are too noisy for ratios
 INSIDE_LIGHT = 0.35
 FULL = 0.05  # blending weight from which a texel counts as fully seen
 SMALL = 256  # side of the map of the smooth colours, at most
-BESIDE = ("neck", "ear", "head", "scalp")  # how the names of parts begin that are not the face
+BESIDE = ("neck", "ear")  # how the names of parts begin
+CHIN, BEHIND_CHIN_MM = 8, 12.0  # landmark, and what is below it and farther back is no face any more
 ALIKE = 0.55  # log units: a colour beside the face that is farther from the face's loses weight, up to twice
 BEYOND = 1e-4  # weight of smooth colours beyond what is seen
 LEAST_LIGHT = 0.4  # of a view's usual light: where less is expected it is not believed
@@ -429,9 +430,12 @@ def low_band(
 
 
 def _may_show_clothes(model: FaceModel) -> np.ndarray:
-    """[V] 0 or 1: parts beside the face, where collars and hair are taken for skin."""
-    named = np.array([name.startswith(BESIDE) for name in model.region_names])
-    return (named[model.region.numpy()] & ~model.face.numpy()).astype(np.float32)
+    """[V] 0 or 1: ears, neck and what is below the chin, where collars and hair are taken for skin."""
+    named = np.array([name.startswith(BESIDE) for name in model.region_names])[model.region.numpy()]
+    chin = model.landmarks.points(model.mean[None], model.triangles)[0, CHIN].numpy()
+    mean = model.mean.numpy()
+    below = (mean[:, 1] < chin[1]) & (mean[:, 2] < chin[2] - BEHIND_CHIN_MM)
+    return ((named & ~model.face.numpy()) | below).astype(np.float32)
 
 
 def _mirror(model: FaceModel) -> tuple[np.ndarray, np.ndarray]:
