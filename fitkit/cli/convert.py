@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fitkit.cli.fit import pictures_option
+from fitkit.cli.fit import pictures_option, texture_size_option
 from fitkit.cli.loading import loading
 
 
@@ -49,8 +49,9 @@ from fitkit.cli.loading import loading
     help="Folder of the photos that were fitted; default: that around RESULT.",
 )
 @pictures_option
+@texture_size_option
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
-def convert(result, model, output, overwrite, expression, detail, photos, pictures, quiet):
+def convert(result, model, output, overwrite, expression, detail, photos, pictures, texture_size, quiet):
     """Write the face in the result folder RESULT, of 'fitkit fit' or 'fitkit predict', with another face
     model, as a result folder of its own.
 
@@ -61,6 +62,7 @@ def convert(result, model, output, overwrite, expression, detail, photos, pictur
     """
     with loading():
         from fitkit.export.load import load_result
+        from fitkit.export.texture import with_texture_size
         from fitkit.fitting.convert import convert as run
         from fitkit.io.result_folder import check_output, stems_of
         from fitkit.models.registry import load_model
@@ -70,6 +72,7 @@ def convert(result, model, output, overwrite, expression, detail, photos, pictur
     beside = place.with_name(f"{place.name}_{stems_of([target.name])[0]}")
     path = check_output(output or beside, overwrite)
     converted = run(load_result(result, photos=photos), target, expression, detail)
+    converted = with_texture_size(converted, None if texture_size is None else int(texture_size))
     path = converted.save(path, overwrite, pictures=pictures)
     tell(converted, path, quiet)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from fitkit.cli.fit import texture_size_option
 from fitkit.cli.loading import loading
 from fitkit.export.targets import SPELLINGS, TARGETS, ExportOptions
 
@@ -42,7 +43,14 @@ def _help() -> str:
     show_default=True,
     help="Spelling of expression shapes: browDownLeft (apple) or browDown_L (suffix).",
 )
-def export(result, target, output, photos, arkit_names):
+@texture_size_option
+@click.option(
+    "--texture-layout",
+    default="",
+    metavar="NAME|PATH",
+    help="With --for textures: the face model whose UV layout the maps have; default: that of RESULT.",
+)
+def export(result, target, output, photos, arkit_names, texture_size, texture_layout):
     with loading():
         from fitkit.export.load import load_result
         from fitkit.export.targets import export_result
@@ -50,7 +58,8 @@ def export(result, target, output, photos, arkit_names):
 
     loaded = load_result(result, photos=photos)
     place = output or Path(f"{stems_of([loaded.subject.name])[0]}_{target}")
-    path, notes = export_result(loaded, target, place, ExportOptions(arkit_names))
+    options = ExportOptions(arkit_names, None if texture_size is None else int(texture_size), texture_layout)
+    path, notes = export_result(loaded, target, place, options)
     for note in notes:
         click.echo(f"note: {note}", err=True)
     click.echo(f"written: {path}")

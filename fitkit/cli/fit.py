@@ -19,6 +19,12 @@ from fitkit.cli.progress import share_bar
 from fitkit.errors import FitError, InputError
 from fitkit.io.termination import Terminated
 
+texture_size_option = click.option(
+    "--texture-size",
+    type=click.Choice(["512", "1024", "2048", "4096"]),
+    default=None,
+    help="Side of texture.png and albedo.png in pixels; default: the recipe's, 1024.",
+)
 RECIPE_OPTIONS = (
     click.option(
         "--recipe",
@@ -66,12 +72,7 @@ RECIPE_OPTIONS = (
         help="A smooth displacement beyond the face model, where the matches between the photos show one.  "
         "[default: as the recipe says]",
     ),
-    click.option(
-        "--texture-size",
-        type=click.Choice(["512", "1024", "2048", "4096"]),
-        default=None,
-        help="Side of texture.png and albedo.png in pixels; default: the recipe's, 1024.",
-    ),
+    texture_size_option,
     click.option("--seed", type=int, default=None, help="Seed of everything random."),
     click.option(
         "--flow",

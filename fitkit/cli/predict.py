@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from fitkit.cli.fit import OUTPUT_HELP, default_output, pictures_option, read, split_arguments, tell_result
+from fitkit.cli.fit import (
+    OUTPUT_HELP,
+    default_output,
+    pictures_option,
+    read,
+    split_arguments,
+    tell_result,
+    texture_size_option,
+)
 from fitkit.cli.loading import loading
 from fitkit.cli.progress import share_bar
 from fitkit.errors import FitError, InputError
@@ -30,6 +38,7 @@ from fitkit.errors import FitError, InputError
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help=OUTPUT_HELP)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
 @pictures_option
+@texture_size_option
 @click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda.")
 @click.option(
     "--landmarks",
@@ -51,7 +60,9 @@ from fitkit.errors import FitError, InputError
     help="Put a single photo into all views of a network with named views.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and doubts about the result.")
-def predict(photos, weights, model, output, overwrite, pictures, device, landmarks, pose, repeat, quiet):
+def predict(
+    photos, weights, model, output, overwrite, pictures, texture_size, device, landmarks, pose, repeat, quiet
+):
     """Predict the face in the photos in FOLDER, or in each PHOTO given, with a trained network, without a
     fit.
 
@@ -62,6 +73,7 @@ def predict(photos, weights, model, output, overwrite, pictures, device, landmar
     Example: fitkit predict photos_of_anna/
     """
     with loading():
+        from fitkit.export.texture import with_texture_size
         from fitkit.fitting.convert import convert
         from fitkit.fitting.predict import predict as run
         from fitkit.fitting.predict import predict_maps
@@ -93,6 +105,8 @@ def predict(photos, weights, model, output, overwrite, pictures, device, landmar
         )
         if model is not None and result.model.name != model.name:
             result = convert(result, model)
+        if scene and texture_size is not None:
+            result = with_texture_size(result, int(texture_size))
         progress.at(0.85, "writing the result")
         path = result.save(target, overwrite, pictures=pictures) if scene else result.save(target, overwrite)
         progress.at(1.0, "done")

@@ -39,7 +39,8 @@ DARK = 2e-3  # linear colours below this are too noisy for ratios
 INSIDE_LIGHT = 0.35
 FULL = 0.05  # blending weight from which a texel counts as fully seen
 SMALL = 256  # side of the map of the smooth colours, at most
-BESIDE = ("neck", "ear", "head", "scalp")  # how the names of parts begin that are not the face
+BESIDE = ("neck", "ear")  # how the names of parts begin
+CHIN, BEHIND_CHIN_MM = 8, 12.0  # landmark, and what is below it and farther back is no face any more
 ALIKE = 0.55  # log units: a colour beside the face that is farther from the face's loses weight, up to twice
 BEYOND = 1e-4  # weight of smooth colours beyond what is seen
 LEAST_LIGHT = 0.4  # of a view's usual light: where less is expected it is not believed
@@ -208,40 +209,6 @@ class _Blend:
         mean = log.mean(1)
         away = np.abs(mean) + np.abs(log - mean[:, None]).max(1)
         return weight * (1 - ((away - ALIKE) / ALIKE).clip(0, 1) * (texels.matrix @ self.outside))
-
-    def _evened(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Albedo and weights of all views in the small map, made alike by one gain for each, which becomes
-        part of its light. Each view has its own light, or all have one, whichever makes them agree better:
-        lights that are found one by one differ a little even where they are the same."""
-        skin = (self.texels.matrix @ (self.model.skin | self.model.face).numpy().astype(np.float32)) > 0.99
-        own = [self._sample(i, self.texels) for i in range(len(self.lookups))]
-        shared = np.exp(self._log_light())
-        ratio = [self.texels.matrix @ (look.light / shared) for look in self.lookups]
-        choices = []
-        for lights, samples in (
-            ([shared] * len(own), [(rgb * r, w) for (rgb, w), r in zip(own, ratio)]),
-            ([look.light for look in self.lookups], own),
-        ):
-            gains = _view_gains(samples, skin)
-            samples = [(rgb * gain, w) for (rgb, w), gain in zip(samples, gains)]
-            choices.append((_disagreement(samples, skin), lights, gains, samples))
-        _, lights, gains, samples = min(choices, key=lambda choice: choice[0])
-        self.lookups = [
-            replace(look, light=light / gain) for look, light, gain in zip(self.lookups, lights, gains)
-        ]
-        return samples
-
-    def _sample(
-        self, i: int, texels: Texels, moved: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        rgb, weight = self.lookups[i].sample(texels.matrix, moved, None if moved is None else self.paired)
-        if self.skin_color is not None:
-            log = np.log(rgb.clip(DARK)) - self.skin_color
-            light = np.abs(log.mean(1))
-            away = light + np.abs(log - log.mean(1, keepdims=True)).max(1)
-            doubt = ((away - ALIKE) / ALIKE).clip(0, 1) * (texels.matrix @ self.outside)
-            weight = weight * (1 - doubt)
-        return rgb, weight
 
     def _usual_skin(self, samples: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray | None:
         """Log colour [3] of the skin of the face; None where hardly any is seen."""
@@ -463,9 +430,12 @@ def low_band(
 
 
 def _may_show_clothes(model: FaceModel) -> np.ndarray:
-    """[V] 0 or 1: parts beside the face, where collars and hair are taken for skin."""
-    named = np.array([name.startswith(BESIDE) for name in model.region_names])
-    return (named[model.region.numpy()] & ~model.face.numpy()).astype(np.float32)
+    """[V] 0 or 1: ears, neck and what is below the chin, where collars and hair are taken for skin."""
+    named = np.array([name.startswith(BESIDE) for name in model.region_names])[model.region.numpy()]
+    chin = model.landmarks.points(model.mean[None], model.triangles)[0, CHIN].numpy()
+    mean = model.mean.numpy()
+    below = (mean[:, 1] < chin[1]) & (mean[:, 2] < chin[2] - BEHIND_CHIN_MM)
+    return ((named & ~model.face.numpy()) | below).astype(np.float32)
 
 
 def _mirror(model: FaceModel) -> tuple[np.ndarray, np.ndarray]:

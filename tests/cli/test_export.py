@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 from helpers import tiny_result
+from PIL import Image
 
 import fitkit
 from fitkit.export.targets import TARGETS
@@ -53,3 +54,26 @@ def test_the_help_names_every_target(run):
     text = run("export", "--help").output
     for name, target in TARGETS.items():
         assert f"  {name} " in text and target.about in text
+
+
+def test_textures_of_another_size(run, fitted, tmp_path):
+    done = run(
+        "export", fitted / "fitkit", "--for", "textures", "--texture-size", "512", "-o", tmp_path / "a"
+    )
+    assert done.exit_code == 0, done.output
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["albedo.png", "texture.png"]
+    for path in (tmp_path / "a").iterdir():
+        with Image.open(path) as picture:
+            assert picture.size == (512, 512) and picture.mode == "RGB"
+
+
+def test_textures_that_are_refused(run, fitted, tmp_path):
+    moved = shutil.copytree(fitted / "fitkit", tmp_path / "moved" / "result")
+    done = run("export", moved, "--for", "textures", "-o", tmp_path / "a")
+    assert done.exit_code == 1 and "textures: the photo 'view0' of the result is not there" in done.output
+    done = run("export", moved, "--for", "blender", "--texture-layout", "ict", "-o", tmp_path / "a")
+    assert (
+        done.exit_code == 1 and "texture_layout is for target textures, got target 'blender'" in done.output
+    )
+    done = run("export", moved, "--for", "textures", "--texture-size", "99", "-o", tmp_path / "a")
+    assert done.exit_code == 2 and not (tmp_path / "a").exists()

@@ -7,12 +7,14 @@ from helpers import tiny_colors, tiny_model, tiny_state
 from helpers import tiny_result as any_result
 
 from fitkit.errors import InputError
-from fitkit.export.texture import blend_texture
+from fitkit.export.lighting import decompose_result
+from fitkit.export.texture import blend_texture, fuse_result
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
 from fitkit.io.subject import Subject
-from fitkit.render.texture import TextureOptions
-from fitkit.render.view_colors import crop_and_scale
+from fitkit.models.correspondence import Correspondence
+from fitkit.render.texture import Layout, TextureOptions, blend_views
+from fitkit.render.view_colors import CroppedView, crop_and_scale
 from fitkit.scene.camera import Camera
 
 SIZE = 256
@@ -164,3 +166,80 @@ def test_crop_and_scale_keeps_points_on_their_pixels():
                 block[1, 0] * (1 - fx) + block[1, 1] * fx
             ) * fy
             np.testing.assert_allclose(value[:2], p, atol=0.51)  # 8-bit steps
+
+
+def renamed(model, name, where):
+    """The model with the vertices `where` [V] bool as a part of this name, which is not of the face."""
+    region = torch.where(where, len(model.region_names), model.region)
+    return replace(model, region=region, region_names=(*model.region_names, name), face=model.face & ~where)
+
+
+def test_eyes_come_from_one_photo():
+    model = tiny_model()
+    eye = (model.mean - model.landmarks.points(model.mean[None], model.triangles)[0, 36:42].mean(0)).norm(
+        dim=-1
+    ) < 14
+    model = renamed(model, "eyeball", eye)
+    colors = [
+        torch.where(eye[:, None], torch.tensor(c), tiny_colors(model))
+        for c in ((0.8, 0.3, 0.3), (0.3, 0.3, 0.8))
+    ]
+    red, blue = (tiny_result(model=model, size=192, colors=c) for c in colors)
+    views = red.subject.views[0], blue.subject.views[1], red.subject.views[2]
+    texture = blend_texture(replace(red, subject=Subject("t", views)), SIZE)
+    inner = eye & (model.mean - model.mean[eye].mean(0)).norm(dim=-1).lt(9)
+    found = at_vertices(texture, model)[inner.numpy()]
+    reddish = found[:, 0] > found[:, 2]
+    assert int(inner.sum()) >= 2 and (reddish.all() or not reddish.any())
+    assert np.abs(np.sort(found[:, [0, 2]], 1) - [0.3 * 255, 0.8 * 255]).mean() < 40
+
+
+def test_what_is_not_like_skin_beside_the_face_stays_out():
+    model = tiny_model()
+    low = model.mean[:, 1] < model.mean[:, 1].quantile(0.2)
+    model = renamed(model, "neck", low)
+    skin = torch.tensor([0.8, 0.6, 0.5]).expand(model.num_vertices, 3)
+    collar = torch.where(low[:, None], torch.tensor([0.1, 0.15, 0.6]), skin)
+    below = low.numpy() & (model.mean[:, 1] < model.mean[:, 1].quantile(0.15)).numpy() & interior(model)
+    anything = replace(model, region_names=("face", "shell", "base"))
+    off = []
+    for kind in (model, anything):
+        found = at_vertices(blend_texture(tiny_result(model=kind, size=192, colors=collar), SIZE), kind)
+        off.append(np.abs(found[below] - skin[0].numpy() * 255).mean())
+    # Not all: at the border a triangle has both colours.
+    assert off[0] < 0.5 * off[1]
+
+
+def test_maps_in_the_layout_of_another_model():
+    result = tiny_result(size=192)
+    model = result.model
+    turned = replace(model, name="turned", uv=torch.stack([1 - model.uv[:, 0], model.uv[:, 1]], 1))
+    V, corner = model.num_vertices, torch.zeros(model.num_vertices, dtype=torch.int64)
+    corner[model.triangles.flatten()] = torch.arange(3 * len(model.triangles)) // 3
+    weights = (model.triangles[corner] == torch.arange(V)[:, None]).float()
+    same = Correspondence(corner, weights, torch.ones(V))
+    plain = fuse_result(result, 128)
+    views = [
+        CroppedView.make(v.image, None, result.state, i, model, 1024)
+        for i, v in enumerate(result.subject.views)
+    ]
+    light = decompose_result(result)[0].shading.numpy()
+    other = blend_views(model, views, 128, light, layout=Layout(turned, same))
+    inside = np.zeros((128, 128), bool)
+    inside[12:-12, 12:-12] = True
+    difference = np.abs(other.color[:, ::-1] - plain.color).max(-1)[inside & (plain.seen > 0.99)]
+    assert difference.size > 1000 and np.median(difference) < 0.01
+    # What corresponds to nothing has the colours of the other model.
+    nothing = Correspondence(corner, weights, torch.zeros(V))
+    bare = blend_views(model, views, 64, light, layout=Layout(turned, nothing))
+    expected = model.albedo_mean.mean(0).numpy()
+    assert np.abs(bare.albedo.reshape(-1, 3).mean(0) - expected).max() < 0.05
+
+
+def test_albedo_times_light_is_the_colour():
+    result = tiny_result(size=192)
+    maps = fuse_result(result, 64)
+    assert maps.color.shape == maps.albedo.shape == (64, 64, 3) and maps.seen.shape == (64, 64)
+    assert np.isfinite(maps.albedo).all() and maps.albedo.min() >= 0 and 0.99 < maps.seen.max() <= 1
+    ratio = maps.color / maps.albedo.clip(1e-3)
+    assert np.abs(np.diff(np.log(ratio[8:-8, 8:-8]), axis=0)).max() < 0.3  # light is smooth, paint is not

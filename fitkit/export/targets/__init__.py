@@ -22,6 +22,8 @@ class ExportOptions:
     """What users choose of an export."""
 
     arkit_names: Spelling = "apple"  # of expression shapes: browDownLeft, or browDown_L
+    texture_size: int | None = None  # px, side of texture.png and albedo.png; None: as the recipe says
+    texture_layout: str = ""  # of target textures: the face model that has the UV layout; '' = the result's
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ TARGETS = {
     "metahuman": Target(
         "one textured OBJ for Unreal's MetaHuman from a custom mesh",
         "fitkit.export.targets.metahuman:write_metahuman",
+    ),
+    "textures": Target(
+        "texture.png and albedo.png of any size, in the UV layout of any face model; with the photos",
+        "fitkit.export.targets.textures:write_textures",
     ),
     "gaussian-avatars": Target(
         "the data set of VHAP; of the face model FLAME, with the photos",
@@ -91,6 +97,7 @@ def export_result(
             result: another face model, photos that are not there, ... FitError: it holds NaN or infinity.
     """
     from fitkit.export.folder import check_finite
+    from fitkit.export.texture import with_texture_size
     from fitkit.io.result_folder import EXPORT, check_output, replaced
 
     check_argument("output", output, (str, os.PathLike), "the path of a folder")
@@ -98,8 +105,11 @@ def export_result(
         raise InputError(f"export: expected one of {', '.join(TARGETS)}, got {target!r}")
     if os.path.lexists(output):
         raise InputError(f"output {output}: already exists; remove it or choose another --output")
+    if options.texture_layout and target != "textures":
+        raise InputError(f"export: texture_layout is for target textures, got target {target!r}")
     path = check_output(output)
     check_finite(result)
+    result = with_texture_size(result, options.texture_size)
     with replaced(path, False, EXPORT) as folder:
         notes = TARGETS[target].write(result, folder, options)
     return path, notes
