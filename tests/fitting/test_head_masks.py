@@ -196,10 +196,9 @@ def asked(monkeypatch, parser):
 
 def test_each_photo_is_parsed_once(asked, anna):
     """By `multiview` while it is fitted, by `landmarks`, which looks at no pixels, for the texture."""
-    model = tiny_model()
+    model, overrides = tiny_model(), ["init.source=landmarks", "masks.source=auto"]
     for recipe, before in (("landmarks", 0), ("multiview", 3)):
-        result = fit(anna, model=model, recipe=recipe, overrides=["init.source=landmarks"])
-        assert result.recipe["masks"]["source"] == ("auto" if before else "given")
+        result = fit(anna, model=model, recipe=recipe, overrides=overrides)
         assert len(asked) == before
         masks = [result.texture_mask(i) for i in range(3)] + [result.texture_mask(0)]
         assert len(asked) == 3 and all(mask.any() for mask in masks)
@@ -209,7 +208,8 @@ def test_each_photo_is_parsed_once(asked, anna):
 
 
 def test_a_single_photo_is_not_parsed_for_matches(asked, anna):
-    fit(next(anna.glob("*.png")), model=tiny_model(), overrides=["init.source=landmarks"])
+    overrides = ["init.source=landmarks", "masks.source=auto"]
+    fit(next(anna.glob("*.png")), model=tiny_model(), overrides=overrides)
     assert not asked
     fit(anna, model=tiny_model(), overrides=["init.source=landmarks", "masks.source=none"])
     assert not asked
@@ -226,7 +226,7 @@ def test_a_fit_says_where_its_masks_were_not_used(monkeypatch, parser, anna):
     monkeypatch.setattr(RedIsSkin, "scores", nothing)
     monkeypatch.setattr(head_masks, "load_parser", lambda weights, device: parser)
     overrides = ["init.source=landmarks"]
-    blind = fit(anna, model=tiny_model(), overrides=overrides)
+    blind = fit(anna, model=tiny_model(), overrides=[*overrides, "masks.source=auto"])
     given = fit(anna, model=tiny_model(), overrides=[*overrides, "masks.source=given"])
     names = [view.name for view in blind.subject.views]
     assert [n for n in blind.notes if "parser" in n] == [
