@@ -33,10 +33,8 @@ LEFT_AFTER = 5.0  # seconds in which all processes must have ended
 TIMES = ("time_s", "seconds", "machine")  # what differs from run to run
 # Not compared: event files of TensorBoard hold times, checkpoints are an archive that does.
 # The logs of a batch say when a subject was done.
-UNCOMPARED = (
-    *("tensorboard/", "checkpoint.ckpt", "distill.json", "batch.jsonl", "batch_1_of", "batch_2_of"),
-    "report.html",  # shows times
-)
+UNCOMPARED = ("tensorboard/", "checkpoint.ckpt", "distill.json", "batch.jsonl", "batch_1_of", "batch_2_of")
+PAGE = "report.html"  # shows times
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def contents(folder: Path) -> dict[str, str]:
     out = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if not name.startswith(UNCOMPARED):
+        if not name.startswith(UNCOMPARED) and path.name != PAGE:
             data = path.read_bytes()
             if path.suffix == ".json":
                 data = json.dumps(_timeless(json.loads(data))).encode()
