@@ -93,6 +93,8 @@ def predict(
         raise InputError(f"{weights}: this network gives no scene, so no face model; leave --model out")
     if not scene and (repeat or pose != "network"):
         raise InputError(f"{weights}: this network gives no scene; leave --repeat and --pose out")
+    if not scene and texture_size is not None:
+        raise InputError(f"{weights}: this network gives no scene, so no texture; leave --texture-size out")
     model = None if model is None else load_model(model)
     with share_bar(quiet) as progress:
         result = (run if scene else predict_maps)(
@@ -105,7 +107,7 @@ def predict(
         )
         if model is not None and result.model.name != model.name:
             result = convert(result, model)
-        if scene and texture_size is not None:
+        if texture_size is not None:
             result = with_texture_size(result, int(texture_size))
         progress.at(0.85, "writing the result")
         path = result.save(target, overwrite, pictures=pictures) if scene else result.save(target, overwrite)

@@ -26,7 +26,7 @@ from fitkit.export.pages.fit import write_fit_page
 from fitkit.export.pages.pictures import THUMBNAIL, draw_thumbnail
 from fitkit.export.parameters import save_parameters
 from fitkit.export.preview import Sides, draw_detail, draw_preview, draw_uncertainty
-from fitkit.export.texture import ALBEDO, TEXTURE, codes, encode_png, fuse_result, texture_size
+from fitkit.export.texture import TEXTURE, encode_png, fuse_result, texture_size, write_maps
 from fitkit.fitting.appearance import Decomposition
 from fitkit.fitting.result import FitResult
 from fitkit.geometry.color import srgb_from_linear
@@ -151,10 +151,7 @@ def _write_all(result: FitResult, folder: Path, pictures: bool) -> None:
             size, parts = texture_size(result), None if found is None else found[0]
             maps = attempt("the texture", lambda: fuse_result(result, size, parts=parts), None, lacking)
         if maps is not None:
-            texture = codes(maps.color)
-            png = encode_png(texture)
-            (folder / TEXTURE).write_bytes(png)
-            (folder / ALBEDO).write_bytes(encode_png(codes(maps.albedo)))
+            texture, png = write_maps(maps, folder)
         write_obj(folder / "subject.obj", neutral, model, None if texture is None else TEXTURE)
         write_glb(folder / "subject.glb", neutral, model, png, name=result.subject.name)
         write_picture("preview.png", lambda: draw_preview(sides, model, texture))

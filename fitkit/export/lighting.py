@@ -62,8 +62,10 @@ def draw_lighting(
 
 
 def has_light(result: FitResult) -> bool:
-    """Whether it is the prediction of a network that tells light in colours."""
-    return result.report.recipe == PREDICT and result.state.illumination.shape[-1] == 3
+    """Whether it is the prediction of a network that tells light in colours; not of a converted one, whose
+    model has another albedo than the network said."""
+    predicted = result.report.recipe == PREDICT and result.report.conversion is None
+    return predicted and result.state.illumination.shape[-1] == 3
 
 
 @torch.no_grad()

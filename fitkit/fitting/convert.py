@@ -27,6 +27,7 @@ from fitkit.models.face_model import FaceModel
 from fitkit.scene.pose import yaw_pitch_roll
 
 CONVERT = "convert"  # name of the recipe in a converted result
+OF_MAPS = ("masks", "texture")  # what a recipe says of the maps holds for them in any layout
 FAR_MM = 1.0  # mean distance of the surfaces from which on a converted face is doubtful
 
 
@@ -72,6 +73,7 @@ def convert(
             "model": model.name,
             "expression": found.method,
             "detail": detail,
+            **{key: result.recipe[key] for key in OF_MAPS if key in result.recipe},
             "of": result.recipe,
         },
         identity_covariance=None,

@@ -209,7 +209,7 @@ def _convert(kind: Any, value: Any, where: str, expected: str = "") -> Any:
             value = {True: "yes", False: "no"}[value] if "yes" in args else value
         if value not in args:
             raise InputError(f"{where}: expected one of {', '.join(map(str, args))}; got {shown(value)}")
-        return value
+        return args[args.index(value)]  # 512, also where 512.0 is meant
     if origin is dict or kind is dict:
         if not isinstance(value, dict):
             raise InputError(f"{where}: expected a mapping, got {shown(value)}")

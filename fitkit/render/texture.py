@@ -122,6 +122,7 @@ def blend_views(
     """The maps of a person, size x size; see the module's head for the method.
 
     Args:
+        views: B of them, at least one.
         light: [B, V, 3] that falls on the vertices in each view, linear RGB; None = white: then the albedo is
             the colour.
         layout: UV of another model; None = the model's own.
@@ -214,7 +215,7 @@ class _Blend:
         """Log colour [3] of the skin of the face; None where hardly any is seen."""
         face = self.texels.matrix @ self.model.face.numpy().astype(np.float32) > 0.99
         seen = [rgb[face & (weight > 0.15)] for rgb, weight in samples]
-        found = np.concatenate(seen) if seen else np.zeros((0, 3))
+        found = np.concatenate(seen)
         return np.median(np.log(found.clip(DARK)), 0).astype(np.float32) if len(found) >= 100 else None
 
     def _choose_eye_views(self, samples: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -222,7 +223,7 @@ class _Blend:
         shows both about as well as any."""
         side = self.model.mean[:, 0].numpy() > 0
         view = np.full(self.model.num_vertices, -1)
-        if not samples or not self.eye.any():
+        if not self.eye.any():
             return view
         scores = []
         for one in (side, ~side):
@@ -321,7 +322,7 @@ class _Blend:
         if layout is None:
             base = [self.texels.picture(values) for values in (self.base, *self.low)]
         else:
-            reached = [np.sum(self.reach, 0), *self.reach] if self.low else [np.zeros(len(self.base))]
+            reached = [np.sum(self.reach, 0), *self.reach]
             at_vertices = [
                 self.texels.to_vertices(values, reach)[0]
                 for values, reach in zip((self.base, *self.low), reached)
@@ -397,10 +398,8 @@ def _view_gains(samples: list[tuple[np.ndarray, np.ndarray]], skin: np.ndarray) 
         normal[j, i] -= weight
         right[i] += weight * ratio
         right[j] -= weight * ratio
-    log = np.linalg.solve(normal, right) if B else np.zeros((0, 3))
-    return (
-        np.exp((log - log.mean(0)).clip(-1.5, 1.5)).astype(np.float32) if B else np.zeros((0, 3), np.float32)
-    )
+    log = np.linalg.solve(normal, right)
+    return np.exp((log - log.mean(0)).clip(-1.5, 1.5)).astype(np.float32)
 
 
 def _robust_mean(low: list[np.ndarray], given: list[np.ndarray], spread: float) -> np.ndarray:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import trimesh
 from helpers import tiny_joints, tiny_model, tiny_result, tiny_skinned_model, tiny_state
+from PIL import Image
 from test_gltf import accessor, read
 
 from fitkit.errors import FitError, InputError
@@ -18,6 +19,7 @@ from fitkit.export import texture
 from fitkit.export.targets import TARGETS, ExportOptions, Target, export_result
 from fitkit.fitting.detail import personal_model
 from fitkit.io.subject import MissingPhoto
+from fitkit.models.io import save_model_file
 
 
 @pytest.fixture(autouse=True)
@@ -260,3 +262,36 @@ def test_the_head_for_metahuman_stands_upright_in_centimetres(tmp_path):
     region[0] = len(names) - 1
     with_eyes = replace(result, model=replace(result.model, region=region))
     assert export_result(with_eyes, "metahuman", tmp_path / "eyes")[1] == []
+
+
+def turned(model, **changes):
+    """The tiny model, also by its name, with the layout mirrored."""
+    return replace(model, uv=torch.stack([1 - model.uv[:, 0], model.uv[:, 1]], 1), **changes)
+
+
+def test_textures_in_the_layout_of_another_file_with_the_same_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("FITKIT_MODELS", str(tmp_path / "models"))
+    result = replace(tiny_result(), recipe={"masks": {"texture": "none"}})
+    path = save_model_file(turned(result.model), tmp_path / "other.npz")
+    for name, layout in (("plain", ""), ("mirrored", str(path))):
+        export_result(result, "textures", tmp_path / name, ExportOptions(texture_layout=layout))
+    plain, mirrored = (
+        np.asarray(Image.open(tmp_path / name / "albedo.png")) for name in ("plain", "mirrored")
+    )
+    inside = slice(8, -8)
+    off = [
+        np.abs(m[inside, inside] - plain[inside, inside].astype(float)) for m in (mirrored[:, ::-1], mirrored)
+    ]
+    assert np.median(off[0]) <= 3 < np.median(off[1])
+
+
+def test_textures_of_faces_that_cannot_be_laid_onto_each_other_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("FITKIT_MODELS", str(tmp_path / "models"))
+    result = tiny_result()
+    flat = turned(result.model, name="inside-out", triangles=result.model.triangles.flip(1))
+    path = save_model_file(flat, tmp_path / "other.npz")
+    with pytest.raises(
+        InputError, match="'tiny' and 'inside-out': only 0 % of the face of the second can be"
+    ):
+        export_result(result, "textures", tmp_path / "a", ExportOptions(texture_layout=str(path)))
+    assert not (tmp_path / "a").exists()

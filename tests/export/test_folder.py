@@ -22,6 +22,7 @@ from fitkit.export.cameras import camera_table
 from fitkit.export.folder import file_stems, write_result
 from fitkit.export.lighting import decompose_result, draw_lit, has_light
 from fitkit.export.preview import Sides, draw_detail, draw_preview, draw_uncertainty
+from fitkit.fitting.report import ConversionReport
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io import atomic
 from fitkit.io.calibration import read_cameras
@@ -693,6 +694,8 @@ def test_of_a_network_that_tells_light_the_model_in_it_is_drawn(result, tmp_path
         report=replace(result.report, recipe="predict"),
     )
     assert not has_light(result) and has_light(predicted)
+    converted = ConversionReport("other", "names", 0.1, 1.0, 0.1, 1.0, 0.2, 2.0)
+    assert not has_light(replace(predicted, report=replace(predicted.report, conversion=converted)))
     picture = draw_lit(predicted, 1)
     side = len(picture)
     photo, drawn, error = picture[:, :side], picture[:, -2 * side - 4 : -side - 4], picture[:, -side:]

@@ -12,6 +12,7 @@ from helpers import tiny_joints, tiny_model, tiny_result, tiny_skinned_model, ti
 import fitkit
 from fitkit.errors import InputError
 from fitkit.evaluate.distances import mean, scan_to_surface, symmetric
+from fitkit.export.texture import texture_size
 from fitkit.fitting.convert import convert
 from fitkit.fitting.detail import personal_model
 from fitkit.fitting.report import BarsReport, Finding, Verdict
@@ -272,6 +273,15 @@ def test_what_holds_is_measured_anew_and_the_rest_left_out(fitted):
     assert other.warnings == ("an eye",) and other.notes[-1].startswith("converted from face model 'tiny'")
     assert other.identity_covariance is None and other.recipe["of"] == fitted.recipe
     assert other.landmarks is fitted.landmarks and other.subject is fitted.subject
+
+
+def test_what_the_recipe_says_of_the_maps_holds_for_the_converted_result(fitted):
+    said = {"masks": {"texture": "none", "weights": ""}, "texture": {"size": 2048}}
+    target = replace(tiny_model(1), name="other")
+    other = convert(replace(fitted, recipe={"name": "mine", "seed": 1} | said), target)
+    assert {key: other.recipe.get(key) for key in said} == said and "seed" not in other.recipe
+    assert other.texture_mask(0) is None and texture_size(other) == 2048
+    assert texture_size(convert(fitted, target)) == 1024
 
 
 def test_error_bars_are_carried_over_and_hold_the_conversion(fitted):

@@ -261,6 +261,8 @@ def test_what_is_refused(anna, weights, tmp_path):
     assert (
         converted.exit_code == 1 and "gives no scene, so no face model; leave --model out" in converted.output
     )
+    sized = CliRunner().invoke(main, ["predict", *maps[:3], "--texture-size", "512"])
+    assert sized.exit_code == 1 and "so no texture; leave --texture-size out" in sized.output
     from fitkit.nets.predictor import ViewSlot
 
     model = load_model("generic")

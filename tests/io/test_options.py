@@ -12,6 +12,7 @@ from fitkit.io.options import apply_overrides, build, merge, read_yaml, to_plain
 class Inner:
     sigma: float = 0.5
     kind: Literal["auto", "yes", "no"] = "auto"
+    side: Literal[512, 1024] = 1024
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ FULL = {
     "on": True,
     "tags": ["x", "y"],
     "limit": 3.0,
-    "inner": {"sigma": 0.25, "kind": "no"},
+    "inner": {"sigma": 0.25, "kind": "no", "side": 512},
 }
 
 
 def test_build_and_back():
     value = build(Outer, FULL, "file")
-    assert value == Outer("a", 2, True, ("x", "y"), 3.0, Inner(0.25, "no"))
+    assert value == Outer("a", 2, True, ("x", "y"), 3.0, Inner(0.25, "no", 512))
     assert to_plain(value) == FULL and build(Outer, to_plain(Outer("b")), "file") == Outer("b")
     assert to_plain({"path": Path("a/b")}) == {"path": "a/b"}
 
@@ -47,6 +48,7 @@ def test_what_yaml_makes_of_values(tmp_path):
     assert value.limit == 0.001  # YAML reads 1e-3 as text
     assert value.inner == Inner(1.0, "yes") and isinstance(value.inner.sigma, float)  # and yes as true
     assert build(Outer, {"name": "a", "limit": None}, "a").limit is None
+    assert isinstance(build(Inner, {"side": 512.0}, "a").side, int)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from helpers import tiny_result as any_result
 
 from fitkit.errors import InputError
 from fitkit.export.lighting import decompose_result
-from fitkit.export.texture import blend_texture, fuse_result
+from fitkit.export.texture import blend_texture, codes, fuse_result
 from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
 from fitkit.io.subject import Subject
@@ -243,3 +243,12 @@ def test_albedo_times_light_is_the_colour():
     assert np.isfinite(maps.albedo).all() and maps.albedo.min() >= 0 and 0.99 < maps.seen.max() <= 1
     ratio = maps.color / maps.albedo.clip(1e-3)
     assert np.abs(np.diff(np.log(ratio[8:-8, 8:-8]), axis=0)).max() < 0.3  # light is smooth, paint is not
+
+
+def test_colours_of_photos_come_back_as_they_were():
+    code = np.arange(256)
+    linear = linear_from_srgb(torch.from_numpy(code / 255)).numpy().astype(np.float32)
+    assert np.array_equal(codes(linear), code) and codes(linear).dtype == np.uint8
+    dark = np.linspace(0, 0.05, 5000, dtype=np.float32)
+    off = codes(dark) - srgb_from_linear(torch.from_numpy(dark)).numpy() * 255
+    assert abs(off.mean()) < 0.02 and np.abs(off).max() < 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fitkit.errors import InputError
 from fitkit.export.targets import ExportOptions
-from fitkit.export.texture import write_texture
+from fitkit.export.texture import fuse_result, write_maps
 from fitkit.fitting.result import FitResult
 from fitkit.models.registry import load_model
 
@@ -15,8 +15,8 @@ def write_textures(result: FitResult, folder: Path, options: ExportOptions) -> l
     """`texture.png` and `albedo.png`, in the layout of the face model `texture_layout`, or the result's own.
 
     Raises:
-        InputError: no photos, or a face model without UV coordinates. MissingWeightsError: the other model is
-            not on this machine.
+        InputError: no photos, a face model without UV coordinates, or two faces that cannot be laid onto each
+            other. MissingWeightsError: the other model is not on this machine.
     """
     layout = load_model(options.texture_layout) if options.texture_layout else None
     for model in (result.model, *([] if layout is None else [layout])):
@@ -28,6 +28,5 @@ def write_textures(result: FitResult, folder: Path, options: ExportOptions) -> l
             f"textures: the photo '{lacking[0]}' of the result is not there; give the folder of the photos "
             "(--photos)"
         )
-    notes: list[str] = []
-    write_texture(result, folder, notes, layout)
-    return notes
+    write_maps(fuse_result(result, layout=layout), folder)
+    return []
