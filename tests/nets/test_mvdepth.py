@@ -212,6 +212,10 @@ def test_weights_of_torchvision_start_the_trunk(tmp_path):
         InputError, match="other.pth: expected torchvision's weights of a DenseNet with growth 4"
     ):
         start_from(network, tmp_path / "other.pth", MODEL)
+    for content in ([1, 2], {"features.conv0.weight": [1]}, {5: torch.zeros(1)}):
+        torch.save(content, tmp_path / "no.pth")
+        with pytest.raises(InputError, match="no.pth: expected torchvision's weights of a DenseNet"):
+            start_from(network, tmp_path / "no.pth", MODEL)
 
 
 def test_saved_and_read_it_says_the_same(tmp_path, network):
