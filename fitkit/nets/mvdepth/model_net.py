@@ -152,6 +152,7 @@ class ModelNet(nn.Module):
         if own is None or replace(network.options, size=own.size) != own:
             raise InputError(
                 f"{where}: is a landmark network with {network.options}; expected net.options.trunk="
-                f"landmarks with these, got {self.options.trunk}" + (f" with {own}" if own else "")
+                f"landmarks with these, got {self.options.trunk}{f' with {own}' if own else ''}; or give "
+                "net.start: weights of the trunk, or '' to start from nothing"
             )
         self.trunk.load_state_dict(network.state_dict())
