@@ -30,7 +30,7 @@ def match_colors(observations: Observations, folder: str, rng: np.random.Generat
     Source:
         Shu et al. section 4 (references of CelebA; the same transform for both images of a pair).
     """
-    names = _pictures(folder)
+    names = reference_pictures(folder)
     target = _histogram(names[int(rng.integers(len(names)))])
     images = (observations.images.clamp(0, 1) * (LEVELS - 1)).round().long()
     face = _faces(observations)
@@ -68,7 +68,12 @@ def _faces(observations: Observations) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _pictures(folder: str) -> tuple[Path, ...]:
+def reference_pictures(folder: str) -> tuple[Path, ...]:
+    """The pictures of a folder whose colours photos may take.
+
+    Raises:
+        InputError: there is none.
+    """
     names = tuple(images_in(Path(folder)))
     if not names:
         raise InputError(

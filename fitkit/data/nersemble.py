@@ -87,7 +87,8 @@ def read_rig(path: Path) -> Rig:
             raise ValueError("intrinsics: expected [3, 3] finite numbers with focal lengths above 0")
         for serial, pose in poses.items():
             turn = pose[:3, :3] if pose.shape in ((3, 4), (4, 4)) else np.zeros((3, 3))
-            if not (np.isfinite(pose).all() and np.allclose(turn @ turn.T, np.eye(3), atol=1e-3)):
+            orthonormal = np.isfinite(pose).all() and np.allclose(turn @ turn.T, np.eye(3), atol=1e-3)
+            if not orthonormal or np.linalg.det(turn) < 0:  # a mirror is no rotation
                 raise ValueError(f"world_2_cam of {serial}: expected [4, 4] with a rotation in it")
     return Rig(K, {s: pose[:3] for s, pose in poses.items()})
 

@@ -24,7 +24,7 @@ from fitkit.evaluate.predictions import (
     write_face,
     write_fit,
 )
-from fitkit.fitting.network_start import check_named_views, predict_views, shipped_weights
+from fitkit.fitting.network_start import check_named_views, on_landmarks, predict_views, shipped_weights
 from fitkit.fitting.predict import TrainedNetwork, load_trained, predict_observed
 from fitkit.fitting.recipe import FitRecipe
 from fitkit.fitting.run import fit_observed
@@ -88,7 +88,7 @@ class Method:
         Raises:
             FitkitError: no such model, or weights that cannot be used, or not with this model, or of a
                 network that sees no surface, or does not give the `part`, or that has no named views to
-                `repeat` a photo in.
+                `repeat` a photo in, or no state to lay onto the landmarks.
         """
         load_model(self.model)
         if self.kind == "regressor":
@@ -106,6 +106,11 @@ class Method:
                 )
             if self.repeat:
                 check_named_views(network.network, network.weights)
+            if self.pose != "network" and "state" not in gives:
+                raise InputError(
+                    f"{network.weights}: gives {', '.join(gives)}; pose={self.pose} needs a network that "
+                    "gives a state, leave pose out"
+                )
 
     def predict(self, name: str, photos: tuple[Subject, Landmarks] | None, root: Path) -> Outcome:
         """Write the prediction of one sample but its .json.
@@ -150,6 +155,8 @@ class Method:
         said = predict_views(
             network.network, model, subject, found, self.device, network.weights, self.repeat
         )
+        if self.pose == "landmarks":
+            said = on_landmarks(said)
         seconds = round(time.perf_counter() - began, 3)
         face = (
             face_of_depth(said, subject, found, name) if part == "depth" else face_of_map(said, subject, name)

@@ -80,7 +80,10 @@ def keep_recipe(output: Path, recipe: FitRecipe, begun: bool) -> None:
     """
     path, mine = output / RECIPE, plain(to_plain(recipe))
     if begun and path.is_file():
-        changed = [f"{k} {shown(a)} -> {shown(b)}" for k, a, b in _differences(read_yaml(path), mine)]
+        changed = [
+            k if isinstance(a, dict | list) or isinstance(b, dict | list) else f"{k} {shown(a)} -> {shown(b)}"
+            for k, a, b in _differences(read_yaml(path), mine)
+        ]
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise InputError(
@@ -93,7 +96,11 @@ def keep_recipe(output: Path, recipe: FitRecipe, begun: bool) -> None:
 
 
 def _differences(first: Any, second: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted name, value there, value here) of what differs; None = not there."""
+    """(dotted name, value there, value here) of what differs; None = not there. Stages go by their names
+    where both have the same ones."""
+    names = [_names(values) for values in (first, second)]
+    if names[0] and names[0] == names[1]:
+        first, second = (dict(zip(names[0], values)) for values in (first, second))
     if not (isinstance(first, dict) and isinstance(second, dict)):
         return [] if first == second else [(name or "recipe", first, second)]
     keys = dict.fromkeys((*first, *second))
@@ -102,6 +109,13 @@ def _differences(first: Any, second: Any, name: str = "") -> list[tuple[str, Any
         for key in keys
         for found in _differences(first.get(key), second.get(key), f"{name}.{key}".lstrip("."))
     ]
+
+
+def _names(values: Any) -> list[str]:
+    """Those of a list of mappings that all have one of their own, else none."""
+    named = isinstance(values, list) and all(isinstance(v, dict) and "name" in v for v in values)
+    names = [str(v["name"]) for v in values] if named else []
+    return names if len(set(names)) == len(names) else []
 
 
 def record_path(output: Path, subject: str) -> Path:

@@ -164,8 +164,8 @@ def _frame(said: Prediction, number: int) -> Prediction:
 
 
 def on_landmarks(predicted: Predicted) -> Predicted:
-    """The same face in the poses that lay it onto the landmarks of the photos, in closed form, instead of
-    those that the network predicts.
+    """The same face, and depth around it, in the poses that lay it onto the landmarks of the photos, in
+    closed form, instead of those that the network predicts.
 
     Raises:
         DegenerateInputError: landmarks of a photo that tell no pose.
@@ -173,7 +173,10 @@ def on_landmarks(predicted: Predicted) -> Predicted:
     said = predicted.prediction
     assert said.state is not None  # the caller has looked
     state = pose_on_landmarks(said.state, predicted.model, predicted.observations.landmarks)
-    return replace(predicted, prediction=replace(said, state=state))
+    depth = said.depth
+    if depth is not None and depth.pose is not None:
+        depth = depth.placed(state.pose, state.camera)
+    return replace(predicted, prediction=replace(said, state=state, depth=depth))
 
 
 def pose_on_landmarks(state: SceneState, model: FaceModel, marks: Landmarks) -> SceneState:

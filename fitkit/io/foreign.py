@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import pickle
 import re
 import reprlib
 import stat
@@ -311,7 +312,12 @@ class ForeignFile:
             if not stored or sum(m.file_size for m in members) > self.size:
                 raise ValueError("its members are packed, which torch.save never does")
         self.stream.seek(0)
-        return torch.load(self.stream, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(self.stream, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # torch's own words advise to run what is in the file
+            raise ValueError(
+                "it is damaged, or holds more than tensors, numbers and texts, which is not loaded"
+            ) from error
 
     def picture(self, flags: int = COLOR) -> np.ndarray | None:
         """As `decode_picture`."""

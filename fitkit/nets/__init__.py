@@ -321,11 +321,16 @@ def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | N
             network.load_parser(load_predictor(place), os.fspath(path))
             return
     other = load_predictor(path, model)
+    if type(other) is not type(network):
+        raise InputError(
+            f"{path}: expected weights of the recipe's network, {type(network).__name__}, got those of "
+            f"{type(other).__name__}; give another file, or net.start='' to start from nothing"
+        )
     mine, theirs = ((to_plain(n.options), to_plain(n.views)) for n in (network, other))
-    if type(other) is not type(network) or mine != theirs:
+    if mine != theirs:
         raise InputError(
             f"{path}: these weights belong to another network than the recipe's (options {theirs[0]}, views "
-            f"{', '.join(v.name for v in other.views)}); give net.options and views as they were in that "
-            "training"
+            f"{', '.join(v.name for v in other.views) or 'none'}); give net.options and views as they were "
+            "in that training"
         )
     network.load_state_dict(other.state_dict())

@@ -12,12 +12,9 @@ from torch import Tensor
 from fitkit.observe.labels import MAPS, Labels
 from fitkit.observe.sampling import sample
 from fitkit.scene.camera import Camera
-from fitkit.scene.depth_state import back_project, carry, pixel_grid
+from fitkit.scene.depth_state import JUMP_MM, back_project, carry, pixel_grid
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
-
-JUMP_MM = 20.0  # neighbouring pixels farther apart in depth do not show one surface, as in `depth_normals`
-
 
 PLACES = ("crop_points", "crop_vertices")  # labels in px of the crop
 

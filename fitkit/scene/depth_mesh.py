@@ -7,9 +7,7 @@ from scipy import sparse
 from torch import Tensor
 
 from fitkit.scene.camera import Camera
-from fitkit.scene.depth_state import back_project
-
-JUMP_MM = 20.0  # neighbouring pixels farther apart in depth lie across a silhouette
+from fitkit.scene.depth_state import JUMP_MM, back_project
 
 
 def depth_mesh(depth: Tensor, camera: Camera, jump_mm: float = JUMP_MM) -> tuple[np.ndarray, np.ndarray]:

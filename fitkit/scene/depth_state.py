@@ -16,6 +16,7 @@ from fitkit.scene.state import views_of
 # Normalized depth counts from the tip of the nose: 1 lies so far before it, 0 so far behind it. Shu et al.
 # print no numbers; ours: of heads turned by 45 degrees and nodding by 30 the face that is seen fits in.
 BEFORE_MM, BEHIND_MM = 50.0, 150.0
+JUMP_MM = 20.0  # neighbouring pixels farther apart in depth lie across a silhouette
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,17 @@ class DepthState:
             return pose.translation[:, 2]
         return pose.rotation[:, 2] @ self.anchor.to(pose.rotation) + pose.translation[:, 2]
 
+    def placed(self, pose: Pose, camera: Camera) -> DepthState:
+        """The same relief of heads in other poses of the same head frame: as far before and behind the anchor
+        as it was.
+
+        Raises:
+            InputError: no pose is known.
+        """
+        moved = self.distance(pose) - self.distance()
+        depth = torch.where(self.depth > 0, self.depth + moved[:, None, None], self.depth)
+        return replace(self, depth=depth, pose=pose, camera=camera)
+
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Ordered pairs of different frames of one person, which are to be compared: indices i [P], j [P].
 
@@ -113,11 +125,11 @@ def back_project(depth: Tensor, camera: Camera) -> Tensor:
     return torch.stack([offset[..., 0] * scale, offset[..., 1] * scale / camera.aspect[:, None], z], -1)
 
 
-def depth_normals(depth: Tensor, camera: Camera, jump_mm: float = 20.0) -> tuple[Tensor, Tensor]:
+def depth_normals(depth: Tensor, camera: Camera, jump_mm: float = JUMP_MM) -> tuple[Tensor, Tensor]:
     """Unit normals towards the camera from differences of neighbouring pixels.
 
     Args:
-        depth: [B, H, W] mm; jump_mm: neighbours farther apart in depth lie across a silhouette.
+        depth: [B, H, W] mm; jump_mm: see JUMP_MM.
     Returns:
         normals [B, H, W, 3] camera frame, valid [B, H, W]: the pixel and its right and lower neighbour lie on
             one surface.

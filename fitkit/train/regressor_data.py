@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fitkit.data.augment import FaceAugmentation, augment, head_yaw, without_missing
+from fitkit.data.color_match import reference_pictures
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.data.landmark_frames import held_out
 from fitkit.energies.registry import find
@@ -241,6 +242,8 @@ class Draws(Dataset):
     ):
         self.parts, self.model, self.inputs, self.recipe = parts, model, inputs, recipe
         self.augmentations = [stage_augmentation(s.augmentation, s) for s in recipe.stages]
+        for folder in {a.references for a in self.augmentations if a.references}:
+            reference_pictures(folder)  # that there is none shows before the first step
         self.orders, self.starts = orders, np.cumsum([0, *(len(o) for o in orders)])
 
     def __len__(self) -> int:

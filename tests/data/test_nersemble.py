@@ -119,6 +119,7 @@ def test_what_is_wrong_is_named(data, tmp_path):
     for change, words in (
         ({"intrinsics": [[1, 2], [3, 4]]}, r"intrinsics: expected \[3, 3\] finite"),
         ({"world_2_cam": {"11": (2 * np.eye(4)).tolist()}}, "world_2_cam of 11: expected"),
+        ({"world_2_cam": {"11": np.diag([-1.0, 1, 1, 1]).tolist()}}, "world_2_cam of 11: expected"),
         ({"world_2_cam": {"99": np.eye(4).tolist()}}, "images: no cam_SERIAL of a camera of calib"),
         ({"world_2_cam": 5}, "camera_params.json: cannot be read as cameras"),
     ):

@@ -6,12 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_nets import SmallDepth, registered
 
 from fitkit.errors import InputError
-from fitkit.evaluate.predictions import PredictedFace
+from fitkit.evaluate.predictions import PredictedFace, read_prediction
 from fitkit.evaluate.protocols import PROTOCOLS
+from fitkit.evaluate.recipe import load_evaluate_recipe
 from fitkit.evaluate.relief import normal_errors, relief_errors
+from fitkit.evaluate.run import evaluate
 from fitkit.models.registry import load_model
+from fitkit.nets import save_predictor
+from fitkit.nets.mvdepth.network import Mvdepth, MvdepthOptions
 from fitkit.scene.camera import Camera
 from fitkit.scene.depth_mesh import depth_mesh
 from fitkit.synth.dataset import SynthFolder
@@ -137,3 +142,31 @@ def test_what_it_refuses(people, tmp_path):
             sample.truth()
     finally:
         depth.write_bytes(kept)
+
+
+def test_depth_stands_where_the_pose_comes_from(people, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    options = MvdepthOptions(
+        size=32, growth=4, blocks=(1, 1, 1, 1), features=8, hidden=8, width=0.1, levels=3, trust_width=0.05
+    )
+    save_predictor(Mvdepth(load_model("generic"), (), options), "mvdepth", tmp_path / "net.safetensors")
+    found = {}
+    for pose in ("network", "landmarks"):
+        words = (
+            "predictor=regressor",
+            f"weights={tmp_path / 'net.safetensors'}",
+            "part=depth",
+            "options.views=[0]",
+            "fit.landmarks.source=files",
+            f"pose={pose}",
+        )
+        report = evaluate(load_evaluate_recipe("depth_maps", words), people, tmp_path / pose)
+        posed = read_prediction(tmp_path / pose / "predictions", "subject_00000/view0").posed[0]
+        found[pose] = report["rows"][0]["depth_mm"], float(np.median(posed[posed[:, 2] > 0][:, 2]))
+    assert found["network"][0] == pytest.approx(found["landmarks"][0], abs=0.2)
+    assert abs(found["network"][1] - found["landmarks"][1]) > 1  # untrained, it does not know how far
+    registered(monkeypatch)
+    save_predictor(SmallDepth(), "small_depth", tmp_path / "depth.safetensors")
+    words = ("predictor=regressor", f"weights={tmp_path / 'depth.safetensors'}", "pose=landmarks")
+    with pytest.raises(InputError, match="gives depth; pose=landmarks needs a network that gives a state"):
+        evaluate(load_evaluate_recipe("depth_maps", words), people, tmp_path / "none")

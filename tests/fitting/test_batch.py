@@ -101,6 +101,15 @@ def test_a_batch_goes_on_where_it_was_and_tries_errors_again(people, tmp_path):
         InputError, match=f"out: its results were fitted with another recipe .{change}; batch_r"
     ):
         fit_folder(people, tmp_path / "out", other, resume=True, light=True)
+    stages = list(RECIPE.stages)
+    stages[-1] = replace(stages[-1], min_views=2)
+    name = stages[-1].name
+    for changed, words in (
+        (tuple(stages), f"recipe .stages.{name}.min_views 1 -> 2; batch_recipe.yaml.; go on"),
+        (tuple(stages[:-1]), "recipe .stages; batch_recipe.yaml.; go on"),
+    ):
+        with pytest.raises(InputError, match=words):
+            fit_folder(people, tmp_path / "out", replace(RECIPE, stages=changed), resume=True, light=True)
     for content, message in (
         ("{}", "not readable as the report of a batch .no entry 'subjects'"),
         ("[" * 5000, "not readable .* nested deeper than 64"),

@@ -13,7 +13,7 @@ from small_nets import SmallDepth, registered
 from fitkit.cli.main import main
 from fitkit.errors import InputError
 from fitkit.fitting.initialize import landmark_start
-from fitkit.fitting.network_start import Predicted, pose_on_landmarks, start_of
+from fitkit.fitting.network_start import Predicted, on_landmarks, pose_on_landmarks, start_of
 from fitkit.fitting.predict import predict
 from fitkit.geometry.rotation import so3_exp
 from fitkit.models.registry import load_model
@@ -22,6 +22,7 @@ from fitkit.nets.mfnet.network import Mfnet, MfnetOptions
 from fitkit.nets.predictor import Prediction, ViewSlot
 from fitkit.nets.weak_perspective import to_focal, to_orthographic
 from fitkit.observe.landmarks.types import Landmarks
+from fitkit.scene.depth_state import DepthState
 from fitkit.scene.parameters import load_parameters
 from fitkit.scene.pose import Pose
 from fitkit.scene.projection import project_points
@@ -77,6 +78,27 @@ def test_a_pose_on_the_landmarks_is_the_true_one(kind):
         assert found.camera.kind == kind and float((seen - points).norm(dim=-1).max()) < 0.3
         torch.testing.assert_close(found.pose.rotation, true.pose.rotation, atol=5e-3, rtol=0)
         assert torch.equal(found.identity, true.identity)
+
+
+def test_depth_goes_along_with_a_pose_on_the_landmarks():
+    model = tiny_model()
+    state = tiny_state(model, 2)
+    seen = observe(model, state)
+    nearer = Pose(state.pose.rotation, state.pose.translation - torch.tensor([0.0, 0.0, 150.0]))
+    depth = nearer.translation[:, 2, None, None] + torch.tensor([[-40.0, 25.0]])
+    depth[:, :, 1:][1] = 0  # nothing is there
+    tip = torch.tensor([3.0, -10.0, 80.0])
+    said = DepthState(depth, nearer, state.camera, torch.zeros(2, dtype=torch.long), anchor=tip)
+    prediction = Prediction(state.replace(pose=nearer), depth=said)
+    found = on_landmarks(Predicted(prediction, seen, (0, 1), model)).prediction
+    away = found.state.pose.apply(tip.expand(2, 1, 3))[:, 0, 2]
+    was = nearer.apply(tip.expand(2, 1, 3))[:, 0, 2]
+    assert float((away - was).abs().min()) > 50
+    there = depth > 0
+    apart, before = found.depth.depth - away[:, None, None], depth - was[:, None, None]
+    torch.testing.assert_close(apart[there], before[there], atol=1e-2, rtol=0)
+    assert not found.depth.depth[~there].any()
+    assert found.depth.pose is found.state.pose and found.depth.camera is found.state.camera
 
 
 @pytest.mark.slow

@@ -310,7 +310,9 @@ def test_a_parser_to_start_from(tmp_path):
     save_predictor(
         MvfNet(MODEL, SLOTS, MvfNetOptions(size=32, width=0.06)), "mvfnet", tmp_path / "m.safetensors"
     )
-    with pytest.raises(InputError, match="these weights belong to another network"):
+    with pytest.raises(
+        InputError, match="expected weights of the recipe's network, Dfmvr, got those of MvfNet"
+    ):
         start_from(network, tmp_path / "m.safetensors", MODEL)
 
 

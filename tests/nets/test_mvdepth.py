@@ -10,6 +10,7 @@ from helpers import tiny_model
 from fitkit.energies.rendered_depth import model_depth
 from fitkit.errors import InputError
 from fitkit.nets import load_predictor, net_kind, save_predictor, start_from
+from fitkit.nets.mfnet.network import Mfnet, MfnetOptions
 from fitkit.nets.mvdepth.network import EMPTY, FOCAL, Mvdepth, MvdepthOptions
 from fitkit.nets.mvdepth.unet import UNet
 from fitkit.nets.predictor import ViewSlot
@@ -212,6 +213,24 @@ def test_weights_of_torchvision_start_the_trunk(tmp_path):
         InputError, match="other.pth: expected torchvision's weights of a DenseNet with growth 4"
     ):
         start_from(network, tmp_path / "other.pth", MODEL)
+    for content in ([1, 2], {"features.conv0.weight": [1]}, {5: torch.zeros(1)}):
+        torch.save(content, tmp_path / "no.pth")
+        with pytest.raises(InputError, match="no.pth: expected torchvision's weights of a DenseNet"):
+            start_from(network, tmp_path / "no.pth", MODEL)
+
+
+def test_a_wrong_start_says_which_one_would_do(tmp_path):
+    network = made()
+    with pytest.raises(InputError, match="got densenet; or give net.start: weights of the trunk, or '' to"):
+        start_from(network, "builtin", MODEL)
+    other = Mfnet(
+        MODEL, (ViewSlot("front", (-20.0, 20.0)),), MfnetOptions(size=32, trunk="resnet18", hidden=8)
+    )
+    save_predictor(other, "mfnet", tmp_path / "other.safetensors")
+    with pytest.raises(
+        InputError, match="expected weights of the recipe's network, Mvdepth, got those of Mfn"
+    ):
+        start_from(network, tmp_path / "other.safetensors", MODEL)
 
 
 def test_saved_and_read_it_says_the_same(tmp_path, network):

@@ -778,8 +778,10 @@ def test_people_of_another_model_keep_what_needs_no_coefficients(people, model):
     read = open_folder(people, other, 2, {"depth"})
     assert isinstance(read, CarriedFolder) and len(read) == 2
     mine, own = read[1].truth, SynthFolder(people, model, labels={"depth"})[1].truth
-    assert mine.parts == {"depth", "points3d", "crop_points", "visible", "person", "moment"}
-    assert all(torch.equal(getattr(mine, name), getattr(own, name)) for name in mine.parts)
+    same = {"depth", "points3d", "crop_points", "visible", "person", "moment"}
+    assert mine.parts == same | {"pose"}
+    assert all(torch.equal(getattr(mine, name), getattr(own, name)) for name in same)
+    assert mine.state.pose.rotation.shape == own.state.pose.rotation.shape
     assert isinstance(open_folder(people, model, 1, ()), SynthFolder)
 
 

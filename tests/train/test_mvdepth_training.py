@@ -14,6 +14,7 @@ from trainings import one_thread, run  # noqa: F401 - a fixture
 from fitkit.data.augment import PLAIN
 from fitkit.data.face_dataset import FaceDataset, Sample
 from fitkit.energies.rendered_depth import model_depth
+from fitkit.errors import InputError
 from fitkit.nets import load_predictor
 from fitkit.nets.mvdepth.network import Mvdepth, MvdepthOptions
 from fitkit.observe.labels import Labels
@@ -23,7 +24,7 @@ from fitkit.scene.camera import Camera
 from fitkit.scene.depth_state import from_normalized
 from fitkit.scene.projection import project_points
 from fitkit.train.ablation import _plan, load_training_ablation
-from fitkit.train.regressor_data import InputOptions, prepare
+from fitkit.train.regressor_data import Draws, InputOptions, prepare
 from fitkit.train.regressor_recipe import load_regressor_training
 from fitkit.train.regressor_terms import StageCost
 from fitkit.train.validation import relief_of
@@ -121,6 +122,12 @@ def test_g_learns_first_then_f_and_h_beside_it(people, tmp_path):
         same = torch.equal(weights_of(stages[1], part), weights_of(stages[2], part))
         assert same != moved, part
     assert not torch.equal(weights_of(stages[2], "suitability"), weights_of(path, "suitability"))
+
+
+def test_a_wrong_folder_of_colours_shows_before_the_first_step(tmp_path):
+    settings = load_regressor_training("mvdepth", (*SMALL, f"augmentation.references={tmp_path / 'none'}"))
+    with pytest.raises(InputError, match="none: expected a folder of pictures whose colours photos may take"):
+        Draws([], [], MODEL, InputOptions.of(Mvdepth(MODEL, (), TINY)), settings)
 
 
 def test_the_published_recipe_runs_small(people, tmp_path):

@@ -293,7 +293,8 @@ class Mfnet(Predictor):
             raise InputError(
                 f"{where}: expected the weights of the trunk, "
                 + (f"a landmark network with {own}" if own else f"which is {self.options.trunk}")
-                + f"; got a landmark network with {network.options}; give net.options.trunk=landmarks for it"
+                + f"; got a landmark network with {network.options}; give net.options.trunk=landmarks for "
+                "it, or net.start: weights of the trunk, or '' to start from nothing"
             )
         self.trunk.network.load_state_dict(network.state_dict())
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,17 +122,18 @@ class ModelNet(nn.Module):
             torch.cat([(apart * self.points_present[:, None]).flatten(1), rotation.flatten(1)], 1),
         )
 
-    def load_trunk(self, weights: dict[str, Tensor], where: str) -> None:
+    def load_trunk(self, weights: Any, where: str) -> None:
         """Take over torchvision's weights of a DenseNet with the layers of `options`; `where` names the file.
 
         Raises:
             InputError: other weights, or another trunk.
         """
         # Files of the first versions of torchvision count norms and convolutions of a layer behind a dot.
-        names = {k: re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", k) for k in weights}
-        own = {n.removeprefix("features."): weights[k] for k, n in names.items() if n.startswith("features.")}
+        given = weights if isinstance(weights, Mapping) else {}
+        names = {k: re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", str(k)) for k in given}
+        own = {n.removeprefix("features."): given[k] for k, n in names.items() if n.startswith("features.")}
         mine = {k: v for k, v in self.trunk.state_dict().items() if not k.endswith("num_batches_tracked")}
-        if any(k not in own or own[k].shape != v.shape for k, v in mine.items()):
+        if any(getattr(own.get(k), "shape", None) != v.shape for k, v in mine.items()):
             raise InputError(
                 f"{where}: expected torchvision's weights of a DenseNet with growth {self.options.growth}, "
                 f"blocks {list(self.options.blocks)} and {self.options.features} features, and net.options."
@@ -149,6 +152,7 @@ class ModelNet(nn.Module):
         if own is None or replace(network.options, size=own.size) != own:
             raise InputError(
                 f"{where}: is a landmark network with {network.options}; expected net.options.trunk="
-                f"landmarks with these, got {self.options.trunk}" + (f" with {own}" if own else "")
+                f"landmarks with these, got {self.options.trunk}{f' with {own}' if own else ''}; or give "
+                "net.start: weights of the trunk, or '' to start from nothing"
             )
         self.trunk.load_state_dict(network.state_dict())

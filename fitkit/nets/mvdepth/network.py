@@ -4,7 +4,7 @@ compared."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -202,7 +202,7 @@ class Mvdepth(Predictor):
             away = torch.where(value > EMPTY, away, torch.zeros_like(away))
         return DepthState(away, state.pose, state.camera, person, found.suitability, self.model.anchor)
 
-    def load_trunk(self, weights: dict[str, Tensor], where: str) -> None:
+    def load_trunk(self, weights: Any, where: str) -> None:
         """See `ModelNet.load_trunk`."""
         self.model.load_trunk(weights, where)
 
