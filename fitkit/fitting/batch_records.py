@@ -18,10 +18,10 @@ import numpy as np
 import yaml
 
 from fitkit.errors import InputError
-from fitkit.fitting.recipe import FitRecipe
+from fitkit.fitting.recipe import FitRecipe, load_recipe
 from fitkit.io.atomic import writing, written_whole
 from fitkit.io.foreign import DATA_BYTES, MEGABYTE, foreign_file, inside, parse_json, shown
-from fitkit.io.options import build, plain, read_yaml, to_plain
+from fitkit.io.options import build, plain, to_plain
 
 log = logging.getLogger("fitkit")
 REPORT = "batch.json"  # the table
@@ -79,10 +79,13 @@ def keep_recipe(output: Path, recipe: FitRecipe, begun: bool) -> None:
         InputError: results in the folder were fitted with another recipe, or it cannot be written.
     """
     path, mine = output / RECIPE, plain(to_plain(recipe))
-    if begun and path.is_file():
+    if begun:
+        if not path.is_file():  # of a version that did not write it down: nobody knows
+            return
+        theirs = plain(to_plain(load_recipe(path)))  # options that are new since then have their defaults
         changed = [
             k if isinstance(a, dict | list) or isinstance(b, dict | list) else f"{k} {shown(a)} -> {shown(b)}"
-            for k, a, b in _differences(read_yaml(path), mine)
+            for k, a, b in _differences(theirs, mine)
         ]
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 from helpers import write_pts
 
@@ -101,6 +102,12 @@ def test_a_batch_goes_on_where_it_was_and_tries_errors_again(people, tmp_path):
         InputError, match=f"out: its results were fitted with another recipe .{change}; batch_r"
     ):
         fit_folder(people, tmp_path / "out", other, resume=True, light=True)
+    # What an earlier version wrote lacks options; they have their defaults. A still earlier one wrote nothing.
+    written = tmp_path / "out" / "batch_recipe.yaml"
+    recipe = yaml.safe_load(written.read_text())
+    del recipe["texture"]
+    written.write_text(yaml.safe_dump(recipe))
+    assert len(fit_folder(people, tmp_path / "out", RECIPE, resume=True, light=True)) == 2
     stages = list(RECIPE.stages)
     stages[-1] = replace(stages[-1], min_views=2)
     name = stages[-1].name
@@ -110,6 +117,9 @@ def test_a_batch_goes_on_where_it_was_and_tries_errors_again(people, tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             fit_folder(people, tmp_path / "out", replace(RECIPE, stages=changed), resume=True, light=True)
+    written.unlink()
+    assert len(fit_folder(people, tmp_path / "out", other, resume=True, light=True)) == 2
+    assert not written.exists()
     for content, message in (
         ("{}", "not readable as the report of a batch .no entry 'subjects'"),
         ("[" * 5000, "not readable .* nested deeper than 64"),
