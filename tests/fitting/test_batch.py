@@ -102,7 +102,7 @@ def test_a_batch_goes_on_where_it_was_and_tries_errors_again(people, tmp_path):
         InputError, match=f"out: its results were fitted with another recipe .{change}; batch_r"
     ):
         fit_folder(people, tmp_path / "out", other, resume=True, light=True)
-    # What an earlier version wrote lacks options; they have their defaults. A still earlier one wrote nothing.
+    # An earlier version wrote fewer options, which have their defaults; a still earlier one wrote nothing.
     written = tmp_path / "out" / "batch_recipe.yaml"
     recipe = yaml.safe_load(written.read_text())
     del recipe["texture"]
