@@ -792,9 +792,14 @@ def test_vertices_of_people_are_carried_over_to_another_model(people, model):
     weight[0], triangle[0] = 0, -1
     places = Correspondence(triangle, torch.full((len(triangle), 3), 1 / 3), weight)
     read = SynthFolder(people, model, labels={"crop_vertices"})
-    carried = CarriedFolder(read, places)[0]
+    carried = CarriedFolder(read, places, model)[0]
     there = read[0].truth.crop_vertices[:, model.triangles[triangle]].mean(2)
-    assert carried.truth is carried.observations.labels and carried.truth.state is None
+    assert carried.truth is carried.observations.labels
+    # The pose is that of the other head frame, which is the same one here; the coefficients say nothing.
+    mine, own = carried.truth.state, read[0].truth.state
+    torch.testing.assert_close(mine.pose.rotation, own.pose.rotation, atol=1e-5, rtol=0)
+    torch.testing.assert_close(mine.pose.translation, own.pose.translation, atol=1e-2, rtol=0)
+    assert not mine.identity.any() and not mine.expression.any() and "state" not in carried.truth.parts
     assert bool(carried.truth.crop_vertices[:, 0].isnan().all())
     torch.testing.assert_close(carried.truth.crop_vertices[:, 1:], there[:, 1:])
 
