@@ -8,6 +8,7 @@ import torch
 from click.testing import CliRunner
 from helpers import dotted_faces
 from safetensors import safe_open
+from trainings import one_thread  # noqa: F401 - a fixture
 
 from fitkit.cli.main import main
 from fitkit.errors import FitError, InputError
@@ -54,14 +55,6 @@ def losses(recipe, folder, **options):
         recipe, folder, step_done=lambda step, values: out.__setitem__(step, values["total"]), **options
     )
     return out
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import LucasKanade, observe, photograph, tiny_model, tiny_state
 from safetensors import safe_open
+from trainings import one_thread  # noqa: F401 - a fixture
 
 from fitkit.data.augment import PLAIN, FaceAugmentation
 from fitkit.data.face_dataset import FaceDataset, Sample
@@ -91,14 +92,6 @@ class Triplets(FaceDataset):
 @pytest.fixture(scope="module")
 def people():
     return Triplets()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def recipe(stages=None, **changes):
