@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -467,26 +468,41 @@ class AppearanceSolver:
 
     def _light(self, albedo: Tensor, weight: Tensor, channels: int) -> Tensor:
         """Least squares of each view's light under the albedo [S, N, 3], [B, 9, channels]."""
-        albedo = albedo[self.subject]
-        weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-9)
-        outer = (self.harmonics[..., :, None] * self.harmonics[..., None, :]).flatten(2)
-        normal = ((weight[..., None] * albedo.square()).transpose(1, 2) @ outer).unflatten(-1, (9, 9))
-        right = torch.einsum("bn,bnc,bni->bci", weight, albedo * self.color, self.harmonics)
-        size = torch.einsum("bn,bnc->bc", weight, albedo.square())
-        # The points of one view hardly tell the second band from the others; the ridge is relative to the
-        # albedo.
-        ridge = 1e-3 * torch.diag(albedo.new_tensor([0.1, 1, 1, 1, 4, 4, 4, 4, 4]))
-        one = normal.sum(1) + ridge * size.sum(1).clamp_min(1e-9)[:, None, None]
-        grey = torch.linalg.solve(one, right.sum(1))[:, None]  # [B, 1, 9]
-        if channels == 1:
-            return grey.transpose(1, 2)
-        # Each channel starts from the common light in its own strength: most lights have one colour from all
-        # sides.
-        along = (grey[:, :, None] @ normal)[:, :, 0]
-        strength = (grey * right).sum(-1) / (along * grey).sum(-1).clamp_min(1e-12)
-        ridge = TINT * ridge * size.clamp_min(1e-9)[..., None, None]
-        center = strength[..., None] * grey
-        return torch.linalg.solve(normal + ridge, right + (ridge @ center[..., None])[..., 0]).transpose(1, 2)
+        return least_squares_light(self.harmonics, albedo[self.subject], self.color, weight, channels)
+
+
+def least_squares_light(
+    harmonics: Tensor,
+    albedo: Tensor,
+    color: Tensor,
+    weight: Tensor,
+    channels: int,
+    solve: Callable[[Tensor, Tensor], Tensor] = torch.linalg.solve,
+) -> Tensor:
+    """Light [B, 9, channels] that explains colours best, by weighted least squares with a small ridge.
+
+    harmonics: [B, N, 9] at N points; albedo, color: [B, N, 3], linear; weight: [B, N] >= 0; channels: 1 for a
+    grey light, or 3; solve: of symmetric positive matrices [..., 9, 9] and vectors [..., 9] or columns
+    [..., 9, 1], in the place of torch's.
+    """
+    weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-9)
+    outer = (harmonics[..., :, None] * harmonics[..., None, :]).flatten(2)
+    normal = ((weight[..., None] * albedo.square()).transpose(1, 2) @ outer).unflatten(-1, (9, 9))
+    right = torch.einsum("bn,bnc,bni->bci", weight, albedo * color, harmonics)
+    size = torch.einsum("bn,bnc->bc", weight, albedo.square())
+    # The points of one view hardly tell the second band from the others; the ridge is relative to the albedo.
+    ridge = 1e-3 * torch.diag(albedo.new_tensor([0.1, 1, 1, 1, 4, 4, 4, 4, 4]))
+    one = normal.sum(1) + ridge * size.sum(1).clamp_min(1e-9)[:, None, None]
+    grey = solve(one, right.sum(1))[:, None]  # [B, 1, 9]
+    if channels == 1:
+        return grey.transpose(1, 2)
+    # Each channel starts from the common light in its own strength: most lights have one colour from all
+    # sides.
+    along = (grey[:, :, None] @ normal)[:, :, 0]
+    strength = (grey * right).sum(-1) / (along * grey).sum(-1).clamp_min(1e-12)
+    ridge = TINT * ridge * size.clamp_min(1e-9)[..., None, None]
+    center = strength[..., None] * grey
+    return solve(normal + ridge, right + (ridge @ center[..., None])[..., 0]).transpose(1, 2)
 
 
 TINT = 4.0  # how much stiffer the colour of a light is over the directions than its brightness

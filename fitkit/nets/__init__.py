@@ -295,7 +295,8 @@ def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | N
     model and views, a .pth, .pt or .tar file for its trunk, if it has `load_trunk`, or 'builtin', the shipped
     landmark network, or the file of another one for its encoder, if it has `load_encoder`; the
     regressor.safetensors of a parser, or 'builtin', the shipped one, for the parser inside of it, if it has
-    `load_parser`.
+    `load_parser`. A network with a parser and a landmark network inside takes the shipped one for that of
+    which no file is given.
 
     Raises:
         InputError: no such file, or weights of something else.
@@ -315,10 +316,16 @@ def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | N
         return
     if hasattr(network, "load_parser"):
         from fitkit.nets.parser.photos import WEIGHTS
+        from fitkit.observe.landmarks.builtin import read_network
 
-        place = asset_path(WEIGHTS) if os.fspath(path) == BUILTIN else path
-        if read_about(place)["net"] == "parser":
-            network.load_parser(load_predictor(place), os.fspath(path))
+        own, builtin = os.fspath(path), asset_path(WEIGHTS)
+        points = network.trunk is not None and own != BUILTIN and _is_landmark_network(path)
+        if own == BUILTIN or points or read_about(path)["net"] == "parser":
+            if network.trunk is not None:
+                network.load_landmarks(read_network(Path(path) if points else None), own)
+            shipped = own == BUILTIN or points
+            if network.parser is not None or network.trunk is None or not shipped:
+                network.load_parser(load_predictor(builtin if shipped else path), own)
             return
     other = load_predictor(path, model)
     if type(other) is not type(network):

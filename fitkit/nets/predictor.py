@@ -205,6 +205,12 @@ def table_of(rows: Tensor, valid: Tensor, padded: bool, absent: Tensor) -> Tenso
     return table
 
 
+def mean_of_views(rows: Tensor, valid: Tensor, padded: bool) -> Tensor:
+    """Mean [S, C] of the rows [B, C] of each person's frames."""
+    table, share = table_of(rows, valid, padded, rows.new_zeros(())), valid.to(rows)[..., None]
+    return (table * share).sum(1) / share.sum(1)
+
+
 TURNED = 10.0  # degrees of yaw beyond which a head is surely turned to this side
 
 

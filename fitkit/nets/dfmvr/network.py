@@ -17,12 +17,15 @@ from fitkit.io.options import Length, Positive, Range, check_options
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.dfmvr.rednet import Backbone
 from fitkit.nets.dfmvr.tri_unet import Stacked, TriUNet
+from fitkit.nets.dfmvr.surface_light import POINTS, SurfaceLight
+from fitkit.nets.mfnet.trunks import LandmarkTrunk, load_landmarks, make_head
 from fitkit.nets.mvfnet.convention import rotation_of_euler
 from fitkit.nets.parser.network import Parser, ParserOptions
-from fitkit.nets.predictor import Prediction, Predictor, ViewSlot, frames_of, resized, table_of
+from fitkit.nets.predictor import Prediction, Predictor, ViewSlot, frames_of, mean_of_views, resized, table_of
 from fitkit.nets.weak_perspective import place_in_crop
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.face_parts import PARSE, ten
+from fitkit.observe.landmarks.network import LandmarkNetwork
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
@@ -43,8 +46,11 @@ class DfmvrOptions:
     fusion_out: 'concat' as in the published code, 'conv' as printed, see TriUNet; backbone: see Backbone;
     pool: the last map's 'mean' as published, or beside it features of each of its places ('grid');
     masks: how the parse enters: a channel for each of its ten parts, the number of the part over 9, the
-    number itself (published code), or not at all, without a parser; light: of each 'view', or one of the
-    'person'; start: heads begin in the middle of their slot's yaw ('slots') or 'frontal';
+    number itself (published code), or not at all, without a parser; landmarks: the network of the built-in
+    landmark detector looks at each view as well, one for all, and identity, expression and poses are also
+    taken from what it sees, through hidden layers of `hidden` units; light: of each 'view', or one of the
+    'person'; light_from: 'heads' alone as published, or the 'photo', whose colours on the predicted face tell
+    a light in closed form, to which the heads add; start: heads begin in the middle of their slot's yaw ('slots') or 'frontal';
     expression: blend-shape weight, or standard deviations of a Gaussian coefficient, per unit of output;
     margin, up: of the crop, see CropOptions; parser: options of the network that parses the pictures."""
 
@@ -58,7 +64,10 @@ class DfmvrOptions:
     backbone: Literal["rednet", "resnet"] = "rednet"
     pool: Literal["mean", "grid"] = "grid"
     masks: Literal["one_hot", "scaled", "integer", "none"] = "one_hot"
+    landmarks: bool = True
+    hidden: Annotated[int, Range(1, 16384)] = 256
     light: Literal["view", "person"] = "view"
+    light_from: Literal["photo", "heads"] = "photo"
     start: Literal["slots", "frontal"] = "slots"
     expression: Positive = 0.3
     margin: Annotated[float, Range(0.1, 20.0)] = 1.6
@@ -115,9 +124,18 @@ class Dfmvr(Predictor):
             27 * (V if o.light == "view" else 1),
             6 * V,
         )
-        self.head = nn.Linear(self.backbone.outputs, sum(self.sizes))
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = _from_nothing(nn.Linear(self.backbone.outputs, sum(self.sizes)))
+        self.trunk: LandmarkTrunk | None = None
+        if o.landmarks:
+            self.trunk = LandmarkTrunk(model, o.size)
+            self.shape_head = make_head(V * self.trunk.outputs, o.hidden, sum(self.sizes[:2]))
+            self.pose_head = make_head(self.trunk.outputs, o.hidden, 6)
+        self.surface: SurfaceLight | None = None
+        if o.light_from == "photo":
+            self.surface = SurfaceLight(model)
+            seen = 27 + 3 * POINTS
+            self.light_head = _from_nothing(nn.Linear(seen, 27))
+            self.albedo_head = _from_nothing(nn.Linear(seen, self.num_albedo)) if self.num_albedo else None
         self._remember(model)
 
     def _remember(self, model: FaceModel) -> None:
@@ -148,11 +166,32 @@ class Dfmvr(Predictor):
         # A missing view is black, without any part of a face.
         table = table_of(seen.flatten(1), valid, padded, seen.new_zeros(()))
         found = self.head(self.backbone(self.fusion(table.unflatten(2, seen.shape[1:]))))
+        told = None if self.trunk is None else self.trunk(frames)
         with torch.autocast(
             found.device.type, enabled=False
         ):  # positions need more digits than half precision has
-            state = self._state(found.float(), valid, subject, padded)
+            found, poses = self._with_landmarks(
+                found.float(), None if told is None else told.float(), valid, padded
+            )
+            state = self._state(found, poses, valid, subject, padded)
+            if self.surface is not None:
+                state = self._lit(state, frames, parse, valid, padded)
             return Prediction(state, parse=parse, shared_expression=True)
+
+    def _with_landmarks(
+        self, found: Tensor, told: Tensor | None, valid: Tensor, padded: bool
+    ) -> tuple[Tensor, Tensor]:
+        """What the heads say of the fused features, [S, sum(self.sizes)], and of those of the landmark network
+        [B, C], if there is one: first what is shared by the views, then six numbers of each, [B, 6]."""
+        shared, poses = found.split([sum(self.sizes[:-1]), self.sizes[-1]], 1)
+        poses = _of_frames(poses.unflatten(1, (len(self.views), 6)), valid, padded)
+        if told is None:
+            return shared, poses
+        # What is not seen is the mean of what is, so that a person alone is like one in all views.
+        absent = mean_of_views(told, valid, padded)[:, None]
+        shape = self.shape_head(table_of(told, valid, padded, absent).flatten(1))
+        shared = torch.cat([shared[:, : shape.shape[1]] + shape, shared[:, shape.shape[1] :]], 1)
+        return shared, poses + self.pose_head(told)
 
     def parse_of(self, images: Tensor) -> Tensor:
         if self.parser is None:
@@ -160,34 +199,65 @@ class Dfmvr(Predictor):
         logits = self.parser.network.logits(resized(images, (self.parse_size,) * 2))
         return resized(logits.float(), images.shape[-2:])
 
+    @staticmethod
+    def _numbers(parse: Tensor) -> Tensor:
+        """Logits [B, C, h, w] -> part of each pixel among the ten, [B, h, w]."""
+        part = parse.argmax(1)
+        return part if parse.shape[1] == len(PARSE) else ten(part)
+
     def _channels(self, parse: Tensor) -> Tensor:
         """Logits [B, C, h, w] -> what the network sees of them, [B, 10 or 1, h, w]."""
-        part = parse.argmax(1)
-        if parse.shape[1] != len(PARSE):
-            part = ten(part)
+        part = self._numbers(parse)
         if self.options.masks == "one_hot":
             return (part[:, None] == torch.arange(len(PARSE), device=part.device)[:, None, None]).float()
         return part[:, None].float() / (len(PARSE) - 1 if self.options.masks == "scaled" else 1)
 
-    def _state(self, found: Tensor, valid: Tensor, subject: Tensor, padded: bool) -> SceneState:
-        """found: [S, sum(self.sizes)]: identity, expression, albedo, light, and of each view three angles and
-        a place."""
-        identity, expression, albedo, light, poses = found.split(self.sizes, 1)
+    def _lit(
+        self, state: SceneState, images: Tensor, parse: Tensor | None, valid: Tensor, padded: bool
+    ) -> SceneState:
+        """The state with the light that its photos tell beside what the heads said of it, and an albedo that
+        knows the colours."""
+        face = None if parse is None else (self._numbers(parse) > 0)[:, None]
+        seen = self.surface.look(images, face, state)
+        ambient = self._ambient(state.illumination)[0]
+        light, rest = self.surface.solve(seen, None, ambient)
+        albedo = state.albedo
+        if self.albedo_head is not None:
+            told = torch.cat([(light - ambient).flatten(1), rest.flatten(1)], 1)
+            albedo = albedo + mean_of_views(self.albedo_head(told), valid, padded)
+            light, rest = self.surface.solve(seen, albedo[state.subject], ambient)
+        told = torch.cat([(light - ambient).flatten(1), rest.flatten(1)], 1)
+        more = light - ambient + self.light_head(told).unflatten(1, (9, 3))
+        if self.options.light == "person":
+            more = mean_of_views(more.flatten(1), valid, padded)[state.subject].unflatten(1, (9, 3))
+        return state.replace(albedo=albedo, illumination=state.illumination + more)
 
-        def of_frames(rows: Tensor) -> Tensor:
-            return rows.flatten(0, 1) if padded else rows[valid]
+    @staticmethod
+    def _ambient(like: Tensor) -> Tensor:
+        """Light [1, 9, 3] before anything is known."""
+        ambient = torch.zeros_like(like[:1])
+        ambient[:, 0] = AMBIENT / Y0
+        return ambient
 
-        poses = poses.unflatten(1, (len(self.views), 6))
-        rotation = rotation_of_euler(of_frames(poses[..., :3] + self.turn.to(poses)))
-        at = of_frames(UNIT_MM * poses[..., 3:] + self.place.to(poses))
+    def _state(
+        self, found: Tensor, poses: Tensor, valid: Tensor, subject: Tensor, padded: bool
+    ) -> SceneState:
+        """found: [S, sum(self.sizes[:-1])]: identity, expression, albedo, light; poses: [B, 6]: of each view
+        three angles and a place."""
+        identity, expression, albedo, light = found.split(self.sizes[:-1], 1)
+        people = len(found)
+        turn, place = (
+            _of_frames(fixed.to(poses).expand(people, -1, -1), valid, padded)
+            for fixed in (self.turn, self.place)
+        )
+        rotation = rotation_of_euler(poses[:, :3] + turn)
+        at = UNIT_MM * poses[:, 3:] + place
         translation = at - rotation @ self.anchor.to(poses)
         if self.options.light == "view":
-            light = of_frames(light.unflatten(1, (len(self.views), 27)))
+            light = _of_frames(light.unflatten(1, (len(self.views), 27)), valid, padded)
         else:
             light = light[subject]
         light = light.unflatten(1, (9, 3))
-        ambient = torch.zeros_like(light[:1])
-        ambient[:, 0] = AMBIENT / Y0
         focal = torch.full_like(translation[:, 0], self.focal)
         middle = torch.full_like(translation[:, :2], (self.size - 1) / 2)
         return SceneState(
@@ -196,7 +266,7 @@ class Dfmvr(Predictor):
             self.expression_unit.to(expression) * expression[subject],
             Pose(rotation, translation),
             Camera(focal, middle, torch.ones_like(focal), self.camera_kind),
-            light + ambient,
+            light + self._ambient(light),
             albedo if self.num_albedo else None,
         )
 
@@ -218,6 +288,14 @@ class Dfmvr(Predictor):
             )
         self.parser.network.load_state_dict(network.state_dict())
 
+    def load_landmarks(self, network: LandmarkNetwork, where: str) -> None:
+        """Take over a trained landmark network; `where` names its file.
+
+        Raises:
+            InputError: one with other layers, or this network has none.
+        """
+        load_landmarks(self.trunk, network, "none", "net.options.landmarks=true", where)
+
     def parts(self) -> dict[str, tuple[nn.Module | nn.Parameter, ...]]:
         """The parser never learns, whatever is freed."""
         own: dict[str, tuple[nn.Module | nn.Parameter, ...]] = {
@@ -225,4 +303,21 @@ class Dfmvr(Predictor):
             "backbone": (self.backbone,),
             "heads": (self.head,),
         }
-        return own if self.parser is None else own | {"parser": (self.parser,)}
+        if self.trunk is not None:
+            own["landmarks"] = (self.trunk, self.shape_head, self.pose_head)
+        if self.surface is not None:
+            own["light"] = tuple(m for m in (self.light_head, self.albedo_head) if m is not None)
+        if self.parser is not None:
+            own["parser"] = (self.parser,)
+        return own
+
+
+def _of_frames(rows: Tensor, valid: Tensor, padded: bool) -> Tensor:
+    """Rows [S, V, ...] of the views that are there, [B, ...]."""
+    return rows.flatten(0, 1) if padded else rows[valid]
+
+
+def _from_nothing(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -18,8 +18,8 @@ from fitkit.io.options import Positive, Range, check_options
 from fitkit.models.face_model import FaceModel
 from fitkit.models.skinned import SkinnedModel
 from fitkit.nets.mfnet.deca import ENCODER, FLAME_JOINTS, HARMONICS, METRE, PARTS, DecaEncoder
-from fitkit.nets.mfnet.trunks import Kind, LandmarkTrunk, load_resnet, make_trunk
-from fitkit.nets.predictor import Prediction, Predictor, ViewSlot, frames_of, table_of
+from fitkit.nets.mfnet.trunks import Kind, load_landmarks, load_resnet, make_head, make_trunk
+from fitkit.nets.predictor import Prediction, Predictor, ViewSlot, frames_of, mean_of_views, table_of
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.landmarks.network import LandmarkNetwork
 from fitkit.scene.camera import Camera
@@ -29,7 +29,6 @@ from fitkit.scene.state import SceneState
 ANGLE = math.pi / 2  # rad per unit of output
 SHIFT = 0.25  # of the side of the picture per unit of output
 SCALE = 0.25  # of the scale of the start per unit of output
-INITIAL_STD = 1e-4
 AMBIENT = 1 / Y0  # white light from everywhere
 FLIP = (1.0, -1.0, -1.0)  # x right, y up, z to the viewer -> the axes of our cameras, and back
 
@@ -100,8 +99,8 @@ class Mfnet(Predictor):
         # What each head gives, one behind the other.
         self.shared = (self.num_identity, self.num_expression, 3 * len(self.turned))
         self.own = (3, 3, self.num_albedo, 27 if o.appearance else 0)
-        self.shape_head = _head(channels * len(self.views), o.hidden, sum(self.shared))
-        self.view_head = _head(channels, o.hidden, sum(self.own))
+        self.shape_head = make_head(channels * len(self.views), o.hidden, sum(self.shared))
+        self.view_head = make_head(channels, o.hidden, sum(self.own))
         self.absent: nn.Parameter | None = None
         if o.missing == "learned":
             self.absent = nn.Parameter(torch.zeros(len(self.views), channels))
@@ -155,14 +154,8 @@ class Mfnet(Predictor):
         """Features [S, V, C] of all views, also of those that are missing."""
         if self.absent is not None:
             return table_of(features, valid, padded, self.absent.to(features))
-        mean = self._mean_of(features, valid, padded)
+        mean = mean_of_views(features, valid, padded)
         return table_of(features, valid, padded, mean[:, None])
-
-    @staticmethod
-    def _mean_of(rows: Tensor, valid: Tensor, padded: bool) -> Tensor:
-        """Mean [S, C] of the rows of each person's frames."""
-        table, share = table_of(rows, valid, padded, rows.new_zeros(())), valid.to(rows)[..., None]
-        return (table * share).sum(1) / share.sum(1)
 
     def _state(
         self, codes: Tensor, views: Tensor, valid: Tensor, subject: Tensor, padded: bool
@@ -194,7 +187,7 @@ class Mfnet(Predictor):
             Pose(self.flip[:, None] * turn, translation),
             camera,
             self._light(light, turn),
-            self._mean_of(albedo, valid, padded) if self.num_albedo else None,
+            mean_of_views(albedo, valid, padded) if self.num_albedo else None,
             joints=joints,
         )
 
@@ -287,16 +280,7 @@ class Mfnet(Predictor):
         Raises:
             InputError: one with other layers, or the trunk is another one.
         """
-        own = self.trunk.network.options if isinstance(self.trunk, LandmarkTrunk) else None
-        # The size of the pictures is none of the layers.
-        if own is None or replace(network.options, size=own.size) != own:
-            raise InputError(
-                f"{where}: expected the weights of the trunk, "
-                + (f"a landmark network with {own}" if own else f"which is {self.options.trunk}")
-                + f"; got a landmark network with {network.options}; give net.options.trunk=landmarks for "
-                "it, or net.start: weights of the trunk, or '' to start from nothing"
-            )
-        self.trunk.network.load_state_dict(network.state_dict())
+        load_landmarks(self.trunk, network, self.options.trunk, "net.options.trunk=landmarks", where)
 
     def parts(self) -> dict[str, tuple[nn.Module | nn.Parameter, ...]]:
         shape = (self.shape_head,) if self.absent is None else (self.shape_head, self.absent)
@@ -329,10 +313,3 @@ def positive(x: Tensor) -> Tensor:
 def _first_of_nine(like: Tensor) -> Tensor:
     """1 in the first of nine rows, [9, 1]."""
     return (torch.arange(9, device=like.device) == 0).to(like)[:, None]
-
-
-def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    head = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
-    nn.init.normal_(head[-1].weight, std=INITIAL_STD)
-    nn.init.zeros_(head[-1].bias)
-    return head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from fitkit.observe.landmarks.network import NUM_POINTS, LandmarkNetwork, Networ
 Kind = Literal["resnet50", "resnet34", "resnet18", "landmarks"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures
 SQUEEZED = 24  # channels of the deepest feature map that keep their places
+INITIAL_STD = 1e-4  # of the last weights of a head
 RESIDUAL_MM = 5.0  # of landmarks from the placed mean face, per unit of a feature
 
 
@@ -111,3 +113,37 @@ def load_resnet(trunk: ResNetTrunk | LandmarkTrunk, weights: Any, kind: Kind, wh
             "missing or has another shape; give the file of this network, or another net.options.trunk"
         )
     trunk.network.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
+
+
+def load_landmarks(
+    trunk: ResNetTrunk | LandmarkTrunk | None, network: LandmarkNetwork, kind: str, wanted: str, where: str
+) -> None:
+    """Start a trunk 'landmarks' from a landmark network; kind: what the trunk is, wanted: the option that
+    makes it one of landmarks; `where` names the file.
+
+    Raises:
+        InputError: one with other layers, or the trunk is another one.
+    """
+    if not isinstance(trunk, LandmarkTrunk):
+        raise InputError(
+            f"{where}: expected the weights of the trunk, which is {kind}; got a landmark network with "
+            f"{network.options}; give {wanted} for it, or net.start: weights of the trunk, or '' to start "
+            "from nothing"
+        )
+    own = trunk.network.options
+    # The size of the pictures is none of the layers.
+    if replace(network.options, size=own.size) != own:
+        raise InputError(
+            f"{where}: expected the weights of the trunk, a landmark network with {own}; got a landmark "
+            f"network with {network.options}; give the file of one like it, or net.start='' to start from "
+            "nothing"
+        )
+    trunk.network.load_state_dict(network.state_dict())
+
+
+def make_head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Features -> outputs, through one hidden layer; it begins by saying almost nothing."""
+    head = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
+    nn.init.normal_(head[-1].weight, std=INITIAL_STD)
+    nn.init.zeros_(head[-1].bias)
+    return head
