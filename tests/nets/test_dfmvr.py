@@ -12,6 +12,7 @@ from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, net_kind, save_predictor, start_from
 from fitkit.nets.dfmvr.network import AMBIENT, FOCAL, Dfmvr, DfmvrOptions
 from fitkit.nets.dfmvr.rednet import Backbone, Involution
+from fitkit.nets.dfmvr.surface_light import POINTS, SeenColors, SurfaceLight, solve_positive
 from fitkit.nets.dfmvr.tri_unet import AttentionGate, Stacked, TriUNet
 from fitkit.nets.mvfnet.convention import rotation_of_euler
 from fitkit.nets.mvfnet.network import MvfNet, MvfNetOptions
@@ -19,6 +20,9 @@ from fitkit.nets.parser.network import Parser, ParserOptions
 from fitkit.nets.predictor import ViewSlot
 from fitkit.nets.weak_perspective import to_focal, to_orthographic
 from fitkit.observe.face_parts import ten
+from fitkit.observe.landmarks.builtin import read_network
+from fitkit.observe.landmarks.network import LandmarkNetwork, NetworkOptions
+from fitkit.render.lit import render_lit
 from fitkit.scene.pose import yaw_pitch_roll
 from fitkit.scene.projection import project_points
 
@@ -54,6 +58,13 @@ def made(options=TINY, model=MODEL, loud=True):
             if isinstance(module, torch.nn.BatchNorm2d):
                 torch.nn.init.normal_(module.running_mean, std=0.1)
     return network.eval()
+
+
+def still(network):
+    """Without the small random numbers that hidden layers begin with."""
+    for head in (network.shape_head, network.pose_head):
+        torch.nn.init.zeros_(head[-1].weight)
+    return network
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +144,8 @@ def test_what_the_fusion_is_compared_with(depth, last, outputs):
 def test_it_starts_at_the_mean_face_in_its_slots():
     model = load_model("generic")
     options = DfmvrOptions(size=96, width=0.02, backbone_width=0.02, blocks=(1, 1, 1, 1), masks="none")
-    network = Dfmvr(model, SLOTS, options).eval()
+    options = replace(options, light_from="heads")
+    network = still(Dfmvr(model, SLOTS, options).eval())
     state = network(pictures(size=96), EVERYWHERE).state
     assert not state.identity.any() and not state.expression.any() and state.albedo is None
     torch.testing.assert_close(
@@ -152,7 +164,7 @@ def test_it_starts_at_the_mean_face_in_its_slots():
     assert float(middle[1]) == pytest.approx(47.5 + 0.1 * float((high - low)[1]), abs=1.5)
     assert torch.equal(state.illumination[:, 1:], torch.zeros(3, 8, 3))
     torch.testing.assert_close(state.illumination[:, 0] * Y0, torch.full((3, 3), AMBIENT))
-    frontal = Dfmvr(model, SLOTS, replace(options, start="frontal")).eval()
+    frontal = still(Dfmvr(model, SLOTS, replace(options, start="frontal")).eval())
     assert (
         float(yaw_pitch_roll(frontal(pictures(size=96), EVERYWHERE).state.pose.rotation).abs().max()) < 1e-3
     )
@@ -184,8 +196,11 @@ def test_angles_turn_as_they_are_called():
         {"masks": "integer"},
         {"masks": "none"},
         {"light": "person"},
+        {"light_from": "heads"},
+        {"landmarks": False},
+        {"landmarks": False, "light_from": "heads"},
     ],
-    ids=lambda c: "-".join(c.values()) or "default",
+    ids=lambda c: "-".join(map(str, c.values())) or "default",
 )
 def test_all_of_a_person_comes_from_all_views(change):
     network = made(replace(TINY, **change), colored(MODEL))
@@ -232,6 +247,10 @@ def test_missing_views_are_black_and_say_nothing(network):
         * valid[:1, :, None, None, None]
     )
     direct = network.head(network.backbone(seen))[:, : MODEL.num_identity]
+    # To the landmark network it is like the mean of the others.
+    one, two = network.trunk(images[0, [0, 2]])
+    told = network.shape_head(torch.cat([one, (one + two) / 2, two])[None])
+    direct = direct + told[:, : MODEL.num_identity]
     torch.testing.assert_close(found.state.identity[:1], direct, rtol=1e-3, atol=1e-3)
 
 
@@ -243,6 +262,68 @@ def test_the_parse_enters_as_asked(network):
     assert torch.equal(one_hot.argmax(1), part) and torch.equal(one_hot.sum(1), torch.ones(2, 8, 8))
     for kind, unit in (("scaled", 9.0), ("integer", 1.0)):
         torch.testing.assert_close(made(replace(TINY, masks=kind))._channels(logits)[:, 0], part / unit)
+
+
+# ---- light from the photos ----
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("light", ["view", "person"])
+def test_the_light_of_a_rendered_face_is_found(light):
+    model = load_model("generic")
+    options = DfmvrOptions(
+        size=96, width=0.02, backbone_width=0.02, blocks=(1, 1, 1, 1), masks="none", light=light
+    )
+    torch.manual_seed(0)
+    network = still(Dfmvr(model, SLOTS, options).eval())
+    start = network(torch.zeros(1, 3, 3, 96, 96), EVERYWHERE).state
+    shine = torch.zeros(3, 9, 3)
+    shine[:, 0] = torch.tensor([1.2, 1.0, 0.8]) / Y0
+    shine[:, 1:4] = torch.tensor([0.4, -0.3, 0.2])[:, None] * torch.tensor([1.2, 1.0, 0.8])
+    drawn = render_lit(model, start.replace(illumination=shine), (96, 96))
+    photos = torch.where(drawn.covered[:, None], drawn.colors, 0.0)[None]
+    found = network(photos, EVERYWHERE).state
+    again = render_lit(model, start.replace(illumination=found.illumination), (96, 96))
+    face = drawn.covered & model.face[model.triangles].all(1)[drawn.triangle.clamp_min(0)]
+
+    def apart(other):
+        return float((other - drawn.colors).abs().mean(1)[face].mean())
+
+    even = render_lit(model, start.replace(illumination=network._ambient(shine).expand(3, -1, -1)), (96, 96))
+    assert apart(again.colors) < 0.02 < 0.06 < apart(even.colors)
+
+
+@torch.no_grad()
+def test_light_under_a_known_albedo():
+    model = colored(MODEL)
+    surface = SurfaceLight(model)
+    generator = torch.Generator().manual_seed(0)
+    albedo = torch.tensor([[1.0, -2.0], [0.0, 3.0]])
+    light = 0.1 * torch.randn(2, 9, 3, generator=generator)
+    light[:, 0] += 3.0
+    colors = surface.albedo_mean + (albedo @ surface.albedo_rows).unflatten(1, (-1, 3))
+    seen = SeenColors(colors * (surface.harmonics @ light), torch.ones(2, POINTS))
+    found, rest = surface.solve(seen, albedo, torch.zeros(9, 3))
+    torch.testing.assert_close(
+        surface.harmonics @ found, surface.harmonics @ light, atol=0.08, rtol=0
+    )  # a ridge holds them
+    assert float(rest.abs().max()) < 0.2
+    _, more = surface.solve(seen, None, torch.zeros(9, 3))
+    assert float(more.abs().mean()) > 3 * float(rest.abs().mean())
+    # A picture that hardly shows the face says nothing.
+    dark = torch.full((9, 3), 0.5)
+    found, rest = surface.solve(replace(seen, weight=seen.weight * 0.01), albedo, dark)
+    assert torch.equal(found, dark.expand(2, 9, 3))
+
+
+def test_equations_are_solved_with_elementary_steps():
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(2, 3, 9, 9, dtype=torch.float64, generator=generator)
+    matrix = half @ half.transpose(-1, -2) + 0.1 * torch.eye(9)
+    right = torch.randn(2, 3, 9, dtype=torch.float64, generator=generator)
+    torch.testing.assert_close(solve_positive(matrix, right), torch.linalg.solve(matrix, right))
+    columns = solve_positive(matrix, right[..., None])
+    torch.testing.assert_close(columns[..., 0], torch.linalg.solve(matrix, right))
 
 
 # ---- the parser inside ----
@@ -258,7 +339,7 @@ def test_the_parser_never_learns(network):
     (state.identity.sum() + state.pose.rotation.sum()).backward()
     optimizer.step()
     assert all(torch.equal(before[k], v) for k, v in own.parser.state_dict().items())
-    assert set(own.parts()) == {"fusion", "backbone", "heads", "parser"}
+    assert set(own.parts()) == {"fusion", "backbone", "heads", "landmarks", "light", "parser"}
     covered = {id(p) for things in own.parts().values() for t in things for p in t.parameters()}
     assert covered == {id(p) for p in own.parameters()}
 
@@ -306,6 +387,17 @@ def test_a_parser_to_start_from(tmp_path):
         start_from(other, tmp_path / "parser.safetensors", MODEL)
     with pytest.raises(InputError, match="this network looks at none"):
         start_from(made(replace(TINY, masks="none")), tmp_path / "parser.safetensors", MODEL)
+    # The landmark network inside is the shipped one, or that of a file.
+    shipped = read_network(None).state_dict()
+    mine = network.trunk.network.state_dict()
+    assert all(torch.equal(shipped[k], mine[k]) for k in mine)
+    with pytest.raises(InputError, match="landmark network with .*; give the file of one like it"):
+        network.load_landmarks(LandmarkNetwork(NetworkOptions(widths=(8, 8, 8, 8, 8))), "small")
+    with pytest.raises(InputError, match="which is none; .*give net.options.landmarks=true"):
+        made(replace(TINY, landmarks=False)).load_landmarks(LandmarkNetwork(), "small")
+    alone = made(replace(TINY, masks="none"), loud=False)
+    start_from(alone, "builtin", MODEL)
+    assert torch.equal(alone.trunk.network.heat.weight, shipped["heat.weight"])
     torch.manual_seed(0)
     save_predictor(
         MvfNet(MODEL, SLOTS, MvfNetOptions(size=32, width=0.06)), "mvfnet", tmp_path / "m.safetensors"

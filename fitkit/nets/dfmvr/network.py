@@ -16,8 +16,8 @@ from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.io.options import Length, Positive, Range, check_options
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.dfmvr.rednet import Backbone
-from fitkit.nets.dfmvr.tri_unet import Stacked, TriUNet
 from fitkit.nets.dfmvr.surface_light import POINTS, SurfaceLight
+from fitkit.nets.dfmvr.tri_unet import Stacked, TriUNet
 from fitkit.nets.mfnet.trunks import LandmarkTrunk, load_landmarks, make_head
 from fitkit.nets.mvfnet.convention import rotation_of_euler
 from fitkit.nets.parser.network import Parser, ParserOptions
@@ -50,7 +50,8 @@ class DfmvrOptions:
     landmark detector looks at each view as well, one for all, and identity, expression and poses are also
     taken from what it sees, through hidden layers of `hidden` units; light: of each 'view', or one of the
     'person'; light_from: 'heads' alone as published, or the 'photo', whose colours on the predicted face tell
-    a light in closed form, to which the heads add; start: heads begin in the middle of their slot's yaw ('slots') or 'frontal';
+    a light in closed form, to which the heads add; start: heads begin in the middle of their slot's yaw
+    ('slots') or 'frontal';
     expression: blend-shape weight, or standard deviations of a Gaussian coefficient, per unit of output;
     margin, up: of the crop, see CropOptions; parser: options of the network that parses the pictures."""
 
@@ -175,14 +176,15 @@ class Dfmvr(Predictor):
             )
             state = self._state(found, poses, valid, subject, padded)
             if self.surface is not None:
-                state = self._lit(state, frames, parse, valid, padded)
+                state = self._lit(self.surface, state, frames, parse, valid, padded)
             return Prediction(state, parse=parse, shared_expression=True)
 
     def _with_landmarks(
         self, found: Tensor, told: Tensor | None, valid: Tensor, padded: bool
     ) -> tuple[Tensor, Tensor]:
-        """What the heads say of the fused features, [S, sum(self.sizes)], and of those of the landmark network
-        [B, C], if there is one: first what is shared by the views, then six numbers of each, [B, 6]."""
+        """What the heads say of the fused features, [S, sum(self.sizes)], and of those of the landmark
+        network [B, C], if there is one: first what is shared by the views, then six numbers of each, [B,
+        6]."""
         shared, poses = found.split([sum(self.sizes[:-1]), self.sizes[-1]], 1)
         poses = _of_frames(poses.unflatten(1, (len(self.views), 6)), valid, padded)
         if told is None:
@@ -213,19 +215,25 @@ class Dfmvr(Predictor):
         return part[:, None].float() / (len(PARSE) - 1 if self.options.masks == "scaled" else 1)
 
     def _lit(
-        self, state: SceneState, images: Tensor, parse: Tensor | None, valid: Tensor, padded: bool
+        self,
+        surface: SurfaceLight,
+        state: SceneState,
+        images: Tensor,
+        parse: Tensor | None,
+        valid: Tensor,
+        padded: bool,
     ) -> SceneState:
         """The state with the light that its photos tell beside what the heads said of it, and an albedo that
         knows the colours."""
         face = None if parse is None else (self._numbers(parse) > 0)[:, None]
-        seen = self.surface.look(images, face, state)
+        seen = surface.look(images, face, state)
         ambient = self._ambient(state.illumination)[0]
-        light, rest = self.surface.solve(seen, None, ambient)
+        light, rest = surface.solve(seen, None, ambient)
         albedo = state.albedo
         if self.albedo_head is not None:
             told = torch.cat([(light - ambient).flatten(1), rest.flatten(1)], 1)
             albedo = albedo + mean_of_views(self.albedo_head(told), valid, padded)
-            light, rest = self.surface.solve(seen, albedo[state.subject], ambient)
+            light, rest = surface.solve(seen, albedo[state.subject], ambient)
         told = torch.cat([(light - ambient).flatten(1), rest.flatten(1)], 1)
         more = light - ambient + self.light_head(told).unflatten(1, (9, 3))
         if self.options.light == "person":
