@@ -253,7 +253,7 @@ class Dfmvr(Predictor):
         """found: [S, sum(self.sizes[:-1])]: identity, expression, albedo, light; poses: [B, 6]: of each view
         three angles and a place."""
         identity, expression, albedo, light = found.split(self.sizes[:-1], 1)
-        people = len(found)
+        people = found.shape[0]  # not its len, which exported programs would keep
         turn, place = (
             _of_frames(fixed.to(poses).expand(people, -1, -1), valid, padded)
             for fixed in (self.turn, self.place)

@@ -101,9 +101,10 @@ class SurfaceLight(nn.Module):
         colors = self.albedo_mean.expand_as(seen.colors)
         if albedo is not None:
             colors = colors + (albedo.detach() @ self.albedo_rows).unflatten(1, (-1, 3))
-        harmonics = self.harmonics.expand(len(colors), -1, -1)
+        B = colors.shape[0]  # not its len, which exported programs would keep
+        harmonics = self.harmonics.expand(B, -1, -1)
         weight, told = seen.weight, seen.weight.sum(1)[:, None, None] > LEAST_SEEN
-        light, rest = fallback.expand(len(colors), -1, -1), torch.zeros_like(colors)
+        light, rest = fallback.expand(B, -1, -1), torch.zeros_like(colors)
         for _ in range(ROUNDS):
             found = least_squares_light(harmonics, colors, seen.colors, weight, 3, solve_positive)
             light = torch.where(told, found, fallback)
