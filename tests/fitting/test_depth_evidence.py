@@ -170,3 +170,8 @@ def test_what_it_refuses(scene, weights, tmp_path):
         InputError, match="depth.weights: expected a network that gives a scene and depth, it gives depth"
     ):
         fit_observed(subject, marks, MODEL, recipe)
+    # Before a photo is read: this folder does not exist.
+    with pytest.raises(InputError, match="'depth_3dmm' compares with .*, and depth.weights is not set"):
+        fit(tmp_path / "nobody", model=MODEL, recipe="depth")
+    with pytest.raises(InputError, match="other.safetensors: depth.weights: expected a network that gives"):
+        fit_many([tmp_path / "nobody"], model=MODEL, recipe=recipe)
