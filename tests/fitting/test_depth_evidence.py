@@ -14,7 +14,7 @@ from fitkit.energies.rendered_depth import model_depth
 from fitkit.errors import InputError
 from fitkit.fitting.depth_evidence import with_depth
 from fitkit.fitting.recipe import load_recipe
-from fitkit.fitting.run import fit_observed
+from fitkit.fitting.run import fit, fit_many, fit_observed
 from fitkit.geometry.alignment import similarity_align
 from fitkit.io.subject import Subject, View
 from fitkit.models.io import save_model_file

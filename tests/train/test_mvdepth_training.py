@@ -190,10 +190,14 @@ def test_relative_depth_does_not_know_how_far_away_a_head_is(people):
     )
     assert float((away - said.depth.distance()).abs().min()) > 0.1
     stage = load_regressor_training("mvdepth", SMALL).stages[1]
+    right = replace(said, depth=exact)
+    relief = replace(stage, energies={"depth_sup": stage.energies["depth_sup"]})
+    assert stage.energies["depth_sup"].relief
+    assert float(StageCost(relief, MODEL)(right, [seen])[0]) < 1e-6
     for name in ("depth_sup", "normal_sup"):
-        own = replace(stage, energies={name: stage.energies[name]})
-        plain = replace(stage, energies={name: replace(stage.energies[name], relative=False)})
-        right = replace(said, depth=exact)
+        term = stage.energies[name]
+        own = replace(stage, energies={name: term})
+        plain = replace(stage, energies={name: replace(term, relative=False)})
         assert float(StageCost(own, MODEL)(right, [seen])[0]) < 1e-6
         if name == "depth_sup":
             assert float(StageCost(plain, MODEL)(right, [seen])[0]) > 1e-3
