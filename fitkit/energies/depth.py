@@ -47,8 +47,9 @@ class DepthSupervision(PlainEnergy):
 
     relative: depths count from the nose tip of each pose, the predicted and the labelled one, as the paper's
     normalized depth does: how far away a head is, one picture hardly tells.
-    relief: the median of D - D* of each frame is taken out, as a constant. Where a head is wrong as a whole by
-    more than its relief, the residuals of all its pixels have one sign, and an L1 kernel learns nothing else.
+    relief: the median of D - D* of each frame is taken out, as a constant. Where a head is wrong as a whole
+    by more than its relief, the residuals of all its pixels have one sign, and an L1 kernel learns nothing
+    else.
     The paper's depths have no unit and it gives no constants; over 200 mm, as in `DepthPrior`, its weight 1
     is sigma_mm = 200.
     """
