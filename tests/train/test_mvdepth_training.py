@@ -218,7 +218,7 @@ def test_relative_depth_does_not_know_how_far_away_a_head_is(people):
 
 
 def test_the_suitability_falls_where_photos_disagree_and_only_there(people):
-    """With the weights of the recipe, for the map itself: by 2 for colours that differ by 1 in one channel."""
+    """With the weights of the recipe, of a map that is free in each pixel."""
     network = Mvdepth(MODEL, (), TINY).eval()
     images, valid, seen = prepared(people, 0, network.focal)
     labels = seen.labels
