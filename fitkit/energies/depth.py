@@ -47,19 +47,26 @@ class DepthSupervision(PlainEnergy):
 
     relative: depths count from the nose tip of each pose, the predicted and the labelled one, as the paper's
     normalized depth does: how far away a head is, one picture hardly tells.
+    relief: the median of D - D* of each frame is taken out, as a constant. Where a head is wrong as a whole
+    by more than its relief, the residuals of all its pixels have one sign, and an L1 kernel learns nothing
+    else.
     The paper's depths have no unit and it gives no constants; over 200 mm, as in `DepthPrior`, its weight 1
     is sigma_mm = 200.
     """
 
     sigma_mm: float = 2.0
     relative: bool = False
+    relief: bool = False
     name = "depth_sup"
     reduction = "mean"
 
     def residuals(self, state: DepthState, observations: Observations) -> Residuals:
         truth = _truth(state, observations, self.relative, self.name)
-        value = ((state.depth - truth) / self.sigma_mm).flatten(1)[..., None]
-        return Residuals(value, (truth > 0).flatten(1))
+        apart, known = (state.depth - truth).flatten(1), (truth > 0).flatten(1)
+        if self.relief:
+            middle = torch.where(known, apart.detach(), torch.nan).nanmedian(1, keepdim=True).values
+            apart = torch.where(known, apart - middle, 0)
+        return Residuals((apart / self.sigma_mm)[..., None], known)
 
 
 @dataclass(frozen=True)
@@ -269,6 +276,7 @@ class DepthAgreement(PlainEnergy):
 class DepthTerm(EnergyOptions):
     sigma_mm: Positive = 2.0  # standard deviation of a depth
     relative: bool = False  # depths count from the nose tip of each pose, the predicted and the labelled one
+    relief: bool = False  # without the median difference of each frame
 
 
 @dataclass(frozen=True)
@@ -330,7 +338,7 @@ SPECS = (
     EnergySpec(
         name="depth_sup",
         cls=DepthSupervision,
-        make=lambda context, o: DepthSupervision(o.sigma_mm, o.relative),
+        make=lambda context, o: DepthSupervision(o.sigma_mm, o.relative, o.relief),
         role="depth",
         doc=EnergyDoc(
             formula="D - D*",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fitkit.errors import InputError
 from fitkit.fitting.network_start import predict_views
+from fitkit.fitting.recipe import FitRecipe
 from fitkit.io.subject import Subject
 from fitkit.nets import load_predictor, model_of, read_about
 from fitkit.observe.label_crops import cut_labels
@@ -16,6 +18,32 @@ from fitkit.observe.labels import Labels
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.scene.state import SceneState
+
+
+def needs_depth(recipe: FitRecipe) -> bool:
+    """Whether a fit by this recipe asks a network for depth."""
+    return bool(recipe.depth.weights) or any("depth_3dmm" in stage.energies for stage in recipe.stages)
+
+
+def depth_network(weights: str) -> dict[str, Any]:
+    """What the file `weights` says of its network (`read_about`).
+
+    Raises:
+        InputError: no weights, or those of a network that does not give a scene and depth.
+    """
+    if not weights:
+        raise InputError(
+            "energy 'depth_3dmm' compares with the depth that a network sees, and depth.weights is not set; "
+            "give depth.weights=FILE, the regressor.safetensors of fitkit train-regressor mvdepth"
+        )
+    about = read_about(weights)
+    gives = about["gives"]
+    if not {"state", "depth"} <= set(gives):
+        raise InputError(
+            f"{weights}: depth.weights: expected a network that gives a scene and depth, it gives "
+            f"{', '.join(gives)}; train one with the recipe mvdepth"
+        )
+    return about
 
 
 def with_depth(
@@ -36,18 +64,7 @@ def with_depth(
     Raises:
         InputError: no weights, or those of a network that does not give a scene and depth.
     """
-    if not weights:
-        raise InputError(
-            "energy 'depth_3dmm' compares with the depth that a network sees, and depth.weights is not set; "
-            "give depth.weights=FILE, the regressor.safetensors of fitkit train-regressor mvdepth"
-        )
-    about = read_about(weights)
-    gives = about["gives"]
-    if not {"state", "depth"} <= set(gives):
-        raise InputError(
-            f"{weights}: depth.weights: expected a network that gives a scene and depth, it gives "
-            f"{', '.join(gives)}; train one with the recipe mvdepth"
-        )
+    about = depth_network(weights)
     model = model_of(about, weights)
     network = load_predictor(weights, model).to(device)
     predicted = predict_views(network, model.to(device), subject, found, device, weights)

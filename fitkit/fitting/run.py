@@ -17,7 +17,7 @@ import torch
 from fitkit.errors import FitkitError, InputError, check_argument
 from fitkit.fitting.cameras import moments_of
 from fitkit.fitting.choose_start import ChosenStart, choose_start
-from fitkit.fitting.depth_evidence import with_depth
+from fitkit.fitting.depth_evidence import depth_network, needs_depth, with_depth
 from fitkit.fitting.findings import judge
 from fitkit.fitting.head_masks import HeadMask, find_heads, usable_pixels
 from fitkit.fitting.initialize import to_photos
@@ -160,6 +160,8 @@ def _settled(
             "FitRecipe"
         )
     check_device(device)
+    if needs_depth(recipe):
+        depth_network(recipe.depth.weights)  # a wrong file shows before photos are read
     return (model if isinstance(model, FaceModel) else load_model(recipe.model)), recipe
 
 
@@ -235,7 +237,7 @@ def _observed_steps(
     # What other landmarks than the fitted ones have placed is not kept: with those it would be another one.
     placed = (known.valid == fitted).all(1).tolist()
     found = replace(found, valid=fitted)
-    if recipe.depth.weights or any("depth_3dmm" in stage.energies for stage in recipe.stages):
+    if needs_depth(recipe):
         seen = with_depth(subject, found, chosen.observations, chosen.state, recipe.depth.weights, device)
         chosen = replace(chosen, observations=seen)
     runner = StageRunner(recipe, device, clock)

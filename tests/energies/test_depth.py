@@ -133,6 +133,32 @@ def test_values_in_their_units(scene):
     assert float(cost(SuitabilityPrior(), state, observations)) == 0
 
 
+def test_relief_is_learned_where_the_whole_head_is_wrong(scene):
+    """An offset that is larger than the relief's errors gives all pixels one sign: L1 then says nothing of
+    the relief."""
+    state, observations = scene
+    l1, there = Kernel("l1", 0.1), state.depth > 0
+    wrong = bent(state)
+    for offset in (0.0, 60.0):
+        moved = torch.where(there, wrong.depth + offset, 0).requires_grad_()
+        slopes = {}
+        for relief in (False, True):
+            value = cost(DepthSupervision(2.0, relief=relief), replace(state, depth=moved), observations, l1)
+            slopes[relief] = torch.autograd.grad(value, moved)[0][there]
+        if offset:
+            assert bool((slopes[False] > 0).all())
+        assert float(slopes[True].sum().abs()) < 0.01 * float(slopes[True].abs().sum())
+        apart = wrong.depth - state.depth
+        for b in range(len(apart)):
+            middle = apart[b][there[b]].median()
+            clear = there[b] & ((apart[b] - middle).abs() > 0.5)
+            kept = torch.zeros_like(apart)
+            kept[there] = slopes[True]
+            assert torch.equal(kept[b][clear].sign(), (apart[b] - middle)[clear].sign())
+    deeper = replace(state, depth=torch.where(there, state.depth + 4.0, state.depth))
+    assert float(cost(DepthSupervision(2.0, relief=True), deeper, observations)) < 1e-12
+
+
 def test_the_background_is_pushed_away_from_the_camera(scene):
     """Shu et al.'s depth is large near the camera and 0 where nothing is: towards 0 means farther off."""
     state, observations = scene

@@ -14,7 +14,7 @@ from fitkit.energies.rendered_depth import model_depth
 from fitkit.errors import InputError
 from fitkit.fitting.depth_evidence import with_depth
 from fitkit.fitting.recipe import load_recipe
-from fitkit.fitting.run import fit_observed
+from fitkit.fitting.run import fit, fit_many, fit_observed
 from fitkit.geometry.alignment import similarity_align
 from fitkit.io.subject import Subject, View
 from fitkit.models.io import save_model_file
@@ -170,3 +170,8 @@ def test_what_it_refuses(scene, weights, tmp_path):
         InputError, match="depth.weights: expected a network that gives a scene and depth, it gives depth"
     ):
         fit_observed(subject, marks, MODEL, recipe)
+    # Before a photo is read: this folder does not exist.
+    with pytest.raises(InputError, match="'depth_3dmm' compares with .*, and depth.weights is not set"):
+        fit(tmp_path / "nobody", model=MODEL, recipe="depth")
+    with pytest.raises(InputError, match="other.safetensors: depth.weights: expected a network that gives"):
+        fit_many([tmp_path / "nobody"], model=MODEL, recipe=recipe)

@@ -81,19 +81,25 @@ def test_it_starts_at_the_mean_face_as_it_fills_the_crop_and_a_flat_depth():
 
 
 @torch.no_grad()
-def test_the_depth_starts_at_the_mean_face_in_the_pose_that_g_sees():
+def test_the_depth_starts_at_the_face_that_g_sees_in_its_pose():
     network = made(replace(TINY, size=96), loud=False)
-    network.model.head[-1].bias[-6:] = torch.tensor([0.2, -0.5, 0.1, 0.1, 0.05, 0.3])
-    torch.nn.init.zeros_(network.depth.out.weight)
-    found = network(pictures(1, 1, 96), there(1, 1))
-    assert yaw_pitch_roll(found.state.pose.rotation)[0].abs().min() > 5
-    drawn, depth = model_depth(MODEL, found.state, (96, 96)), found.depth.depth
-    inner = torch.nn.functional.avg_pool2d((drawn > 0).float(), 9, 1, 4) > 0.999
-    assert int(inner.sum()) > 1000 and float((depth - drawn)[inner].abs().mean()) < 3
-    far = torch.nn.functional.max_pool2d((drawn > 0).float(), 15, 1, 7) == 0
-    assert int(far.sum()) > 500 and not depth[far].any()  # nothing is there
-    away = network.model.head[-1].bias[-6:]
-    away[3] = 30.0  # far outside of the picture
+    bias = network.model.head[-1].bias
+    bias[-6:] = torch.tensor([0.2, -0.5, 0.1, 0.1, 0.05, 0.3])
+    inner, drawn = {}, {}
+    for strength in (0.0, 1.5):
+        bias[:-6] = strength * torch.linspace(1.0, -1.0, len(bias) - 6)
+        found = network(pictures(1, 1, 96), there(1, 1))
+        assert yaw_pitch_roll(found.state.pose.rotation)[0].abs().min() > 5
+        drawn[strength], depth = model_depth(MODEL, found.state, (96, 96)), found.depth.depth
+        face = (drawn[strength] > 0).float()
+        inner[strength] = torch.nn.functional.avg_pool2d(face, 9, 1, 4) > 0.999
+        error = (depth - drawn[strength])[inner[strength]].abs().mean()
+        assert int(inner[strength].sum()) > 1000 and float(error) < 0.5
+        far = torch.nn.functional.max_pool2d(face, 15, 1, 7) == 0
+        assert int(far.sum()) > 500 and not depth[far].any()  # nothing is there
+    both = inner[0.0] & inner[1.5]
+    assert float((drawn[0.0] - drawn[1.5])[both].abs().mean()) > 1  # it is no other face's depth
+    bias[-6:][3] = 30.0  # far outside of the picture
     assert not network(pictures(1, 1, 96), there(1, 1)).depth.depth.any()
 
 

@@ -190,10 +190,16 @@ def test_relative_depth_does_not_know_how_far_away_a_head_is(people):
     )
     assert float((away - said.depth.distance()).abs().min()) > 0.1
     stage = load_regressor_training("mvdepth", SMALL).stages[1]
+    right = replace(said, depth=exact)
+    relief = replace(stage, energies={"depth_sup": stage.energies["depth_sup"]})
+    assert stage.energies["depth_sup"].relief
+    assert float(StageCost(relief, MODEL)(right, [seen])[0]) < 1e-6
     for name in ("depth_sup", "normal_sup"):
-        own = replace(stage, energies={name: stage.energies[name]})
-        plain = replace(stage, energies={name: replace(stage.energies[name], relative=False)})
-        right = replace(said, depth=exact)
+        term = stage.energies[name]
+        if name == "depth_sup":
+            term = replace(term, relief=False, relative=True)
+        own = replace(stage, energies={name: term})
+        plain = replace(stage, energies={name: replace(term, relative=False)})
         assert float(StageCost(own, MODEL)(right, [seen])[0]) < 1e-6
         if name == "depth_sup":
             assert float(StageCost(plain, MODEL)(right, [seen])[0]) > 1e-3
@@ -209,6 +215,34 @@ def test_relative_depth_does_not_know_how_far_away_a_head_is(people):
     worse = relief_of(replace(said, depth=replace(exact, depth=flat)), labels, MODEL)
     assert worse["relief_mm"] > 3 and worse["normals_deg"] > 10
     assert relief_of(said, replace(labels, state=None), MODEL) == {}
+
+
+def test_the_suitability_falls_where_photos_disagree_and_only_there(people):
+    """With the weights of the recipe, of a map that is free in each pixel."""
+    network = Mvdepth(MODEL, (), TINY).eval()
+    images, valid, seen = prepared(people, 0, network.focal)
+    labels = seen.labels
+    with torch.no_grad():
+        said = network(images[None], valid[None])
+    true = replace(said.depth, depth=labels.depth, pose=labels.state.pose)
+    gray = torch.full_like(seen.images, 0.5)
+    gray[0, 0, :, :16] += 0.2  # red, in one half of one photo
+    gray[0, 0, :, 16:] += 0.02
+    seen = replace(seen, images=gray, labels=replace(labels, prior_depth=labels.depth))
+    stage = load_regressor_training("mvdepth", SMALL).stages[2]
+    stage = replace(stage, energies={k: stage.energies[k] for k in ("photo_warp_depth", "suitability_reg")})
+    trust = torch.full_like(true.depth, 0.9, requires_grad=True)
+    adam = torch.optim.Adam([trust], 0.02)
+    for _ in range(150):
+        adam.zero_grad()
+        depth = replace(true, suitability=trust)
+        StageCost(stage, MODEL)(replace(said, depth=depth), [seen])[0].backward()
+        adam.step()
+    found, face = trust.detach()[0], torch.zeros(32, 32, dtype=torch.bool)
+    face[12:20, 12:20] = true.depth[0, 12:20, 12:20] > 0
+    low, high = found[:, :16][face[:, :16]], found[:, 16:][face[:, 16:]]
+    assert len(low) > 20 and len(high) > 20
+    assert float(low.median()) < 0.75 and float(high.median()) > 0.9, (low.median(), high.median())
 
 
 def test_the_ablation_leaves_out_one_loss_at_a_time():

@@ -10,24 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.errors import InputError
-from fitkit.geometry.normals import vertex_normals
 from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.io.options import Length, Positive, Range, check_options
 from fitkit.models.face_model import FaceModel
+from fitkit.nets.mvdepth.face_depth import FaceDepth
 from fitkit.nets.mvdepth.model_net import ModelNet
 from fitkit.nets.mvdepth.unet import UNet
-from fitkit.nets.predictor import Prediction, Predictor, ViewSlot, frames_of, resized, table_of
+from fitkit.nets.predictor import Prediction, Predictor, ViewSlot, frames_of, table_of
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.landmarks.network import LandmarkNetwork
 from fitkit.scene.camera import Camera
-from fitkit.scene.depth_state import BEFORE_MM, BEHIND_MM, DepthState, from_normalized
+from fitkit.scene.depth_state import DepthState, from_normalized
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
 
 FOCAL = 1015.0 / 224.0  # sides of the picture: as wide a field of view as that of Deep3DFaceRecon
-CELLS = 48  # a side, of the posed mean face
-POINTS = 20000  # of the mean face, at least: as many as leave hardly a cell of it empty
-ENOUGH = 0.3  # of the cells around that have points: then the cell has a surface
 LOGIT = 0.02  # how near to 0 and 1 its normalized depth may come
 EMPTY = 0.05  # normalized depth below which a trained network says that there is no surface
 DEPTH_START, TRUST_START = 0.0, 2.0  # outputs before the sigmoid; the second as in Shu et al.: near 0.9
@@ -41,8 +38,8 @@ class MvdepthOptions:
     may start from its weights and whose points give a first pose; growth, blocks, features: of the DenseNet,
     32, 6 12 24 16 and 64 in DenseNet-121; pool: what the heads see of the last feature map, its mean ('mean',
     as published) or all of it at 32 channels ('grid'); hidden: width of the layer before the outputs.
-    Of f: base: what its output is added to and what it sees beside the picture: 'mean', the mean face in the
-    pose of g; 'none' as published; width: factor on the channels, levels: how often the picture is halved, 1
+    Of f: base: what its output is added to and what it sees beside the picture: 'model', the face of g in
+    its pose; 'none' as published; width: factor on the channels, levels: how often the picture is halved, 1
     and 6 as published. Of h: trust_width: factor on the channels, 0.5 for half of those of f.
     expression: blend-shape weight, or standard deviations of a Gaussian coefficient, per unit of output;
     margin, up: of the crop, see CropOptions."""
@@ -54,7 +51,7 @@ class MvdepthOptions:
     features: Annotated[int, Range(1, 512)] = 24
     pool: Literal["mean", "grid"] = "grid"
     hidden: Annotated[int, Range(1, 8192)] = 256
-    base: Literal["mean", "none"] = "mean"
+    base: Literal["model", "none"] = "model"
     width: Annotated[float, Range(0.001, 16.0)] = 0.25
     levels: Annotated[int, Range(2, 8)] = 5
     trust_width: Annotated[float, Range(0.001, 16.0)] = 0.125
@@ -106,12 +103,13 @@ class Mvdepth(Predictor):
             model.num_expression,
         )
         self.model = ModelNet(model, o, self.crop, self.focal)
-        self.depth = UNet(o.width, o.levels, DEPTH_START, 4 if o.base == "mean" else 3)
+        self.depth = UNet(o.width, o.levels, DEPTH_START, 4 if o.base == "model" else 3)
+        if o.base == "model":  # it starts at the face of g
+            nn.init.zeros_(self.depth.out.weight)
         self.trust = UNet(o.trust_width, o.levels, TRUST_START)
         unit = o.expression * model.coefficients["expression"].unit(model.landmark_basis.mean)
         self.register_buffer("expression_unit", unit.detach().float().cpu().clone(), persistent=False)
-        for name, values in zip(("face_points", "face_normals"), _points_on(model)):
-            self.register_buffer(name, values, persistent=False)
+        self.face = FaceDepth(model) if o.base == "model" else None
 
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
         frames, person = frames_of(images, valid, padded)
@@ -119,7 +117,7 @@ class Mvdepth(Predictor):
         mapped = not self.training or self.depth.training or self.trust.training
         depth, trust = None, None
         if mapped:
-            depth, trust = self._depth(frames, rotation, place), self.trust(frames)
+            depth, trust = self._depth(frames, codes, rotation, place), self.trust(frames)
         with torch.autocast(
             frames.device.type, enabled=False
         ):  # positions need more digits than half precision
@@ -135,35 +133,22 @@ class Mvdepth(Predictor):
                 state, depth=self._mapped(depth.float(), trust.float(), state, person), subject=person
             )
 
-    def _depth(self, frames: Tensor, rotation: Tensor, place: Tensor) -> Tensor:
+    def _depth(self, frames: Tensor, codes: Tensor, rotation: Tensor, place: Tensor) -> Tensor:
         """What f says of pictures, before the sigmoid, [B, size, size]."""
-        if self.options.base == "none":
+        if self.face is None:
             return self.depth(frames)
         with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
-            base = self._posed_mean(rotation, place)
+            identity, expression = codes.split([self.num_identity, self.num_expression], 1)
+            base = self.face(
+                torch.cat([identity, self.expression_unit * expression], 1),
+                rotation,
+                place - rotation @ self.model.anchor,
+                place[:, 2],
+                self.focal,
+                self.size,
+            )
         found = self.depth(torch.cat([frames, base[:, None].to(frames.dtype)], 1))
         return found + torch.logit(base, LOGIT)
-
-    def _posed_mean(self, rotation: Tensor, place: Tensor) -> Tensor:
-        """Normalized depth [B, size, size] of the mean face, 0 where it is not: the nearest point in each of
-        CELLS x CELLS cells of those that face the camera, the mean with the cells around that have some."""
-        B, cells = rotation.shape[0], min(CELLS, self.size // 2)
-        points = (self.face_points - self.model.anchor) @ rotation.transpose(1, 2) + place[:, None]
-        facing = ((self.face_normals @ rotation.transpose(1, 2)) * points).sum(-1) < 0
-        away = points[..., 2].clamp_min(1.0)
-        pixels = points[..., :2] * (self.focal / away)[..., None] + (self.size - 1) / 2
-        cell = torch.floor((pixels + 0.5) * (cells / self.size)).long()
-        inside = ((cell >= 0) & (cell < cells)).all(-1) & facing
-        value = ((place[:, None, 2] + BEHIND_MM - away) / (BEFORE_MM + BEHIND_MM)).clamp(0, 1) * inside
-        number = cell.clamp(0, cells - 1)
-        number = number[..., 1] * cells + number[..., 0]
-        empty = torch.zeros_like(value[:, :1]).expand(B, cells * cells)
-        nearest = empty.scatter_reduce(1, number, value, "amax").unflatten(1, (1, cells, cells))
-        there = (nearest > 0).to(nearest)
-        share = nn.functional.avg_pool2d(there, 3, 1, 1)
-        around = nn.functional.avg_pool2d(nearest, 3, 1, 1) / share.clamp_min(1e-6)
-        filled = torch.where(share > ENOUGH, around, torch.zeros_like(around))
-        return resized(filled, (self.size, self.size))[:, 0]
 
     def features(self, images: Tensor) -> Tensor:
         return self.model.maps(images).mean((2, 3))
@@ -217,21 +202,3 @@ class Mvdepth(Predictor):
             "depth": (self.depth,),
             "suitability": (self.trust,),
         }
-
-
-def _points_on(model: FaceModel) -> tuple[Tensor, Tensor]:
-    """Points of the mean face, [N, 3] mm, N >= POINTS, and its normals there, [N, 3]: vertices and middles of
-    the triangles, of a coarse mesh more of each."""
-    mean, triangles, parts = model.mean.detach().float().cpu(), model.triangles.cpu(), 1
-    normals = vertex_normals(mean[None], triangles)[0]
-    thirds = torch.full((1, 3), 1 / 3, device="cpu")
-    points = torch.stack([mean, normals])
-    middles = torch.stack([x[triangles].mean(1) for x in (mean, normals)])
-    while points.shape[1] + middles.shape[1] < POINTS:
-        parts *= 2
-        i, j = torch.triu_indices(parts + 1, parts + 1, device="cpu")
-        lattice = torch.stack([i, j - i, parts - j], 1).to(mean) / parts  # each row sums to 1
-        weights = torch.cat([lattice, thirds])[:, None, :, None]
-        points = torch.stack([(weights * x[triangles]).sum(2).flatten(0, 1) for x in (mean, normals)])
-    whole = torch.cat([points, middles], 1)
-    return whole[0].clone(), nn.functional.normalize(whole[1], dim=-1)
