@@ -241,6 +241,7 @@ def tell_result(
 
 def _run(paths, recipe, overrides, changes, output, overwrite, pictures, device, progress):
     """Check everything that can be checked at once, then load, fit and save -> (FitResult, path)."""
+    from fitkit.fitting.depth_evidence import check_depth
     from fitkit.fitting.recipe import load_recipe
     from fitkit.fitting.run import check_device
     from fitkit.fitting.run import fit as run_fit
@@ -252,6 +253,7 @@ def _run(paths, recipe, overrides, changes, output, overwrite, pictures, device,
         if paths[0].exists():  # otherwise reading it says what is wrong
             output = check_output(output, overwrite)
         check_device(device)
+        check_depth(settled)
         model = load_model(settled.model)
         progress.at(0.02, "reading photos")
         subject = read(paths, output)

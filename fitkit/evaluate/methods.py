@@ -24,6 +24,7 @@ from fitkit.evaluate.predictions import (
     write_face,
     write_fit,
 )
+from fitkit.fitting.depth_evidence import check_depth
 from fitkit.fitting.network_start import check_named_views, on_landmarks, predict_views, shipped_weights
 from fitkit.fitting.predict import TrainedNetwork, load_trained, predict_observed
 from fitkit.fitting.recipe import FitRecipe
@@ -91,6 +92,8 @@ class Method:
                 `repeat` a photo in, or no state to lay onto the landmarks.
         """
         load_model(self.model)
+        if self.kind == "fit":
+            check_depth(self.recipe)
         if self.kind == "regressor":
             network = _network(self.weights, self.model, self.device)
             gives = network.network.gives

@@ -27,6 +27,7 @@ from fitkit.fitting.batch_records import (
     record_path,
     write_report,
 )
+from fitkit.fitting.depth_evidence import check_depth
 from fitkit.fitting.recipe import FitRecipe
 from fitkit.fitting.run import check_device
 from fitkit.io.array_job import Shard
@@ -118,6 +119,7 @@ def fit_batch(
     if options.engine != "processes":
         source = source.absolute()
     load_model(recipe.model)  # what is missing shows before the first fit
+    check_depth(recipe)
     entries = _entries(source, output)
     plan = _plan(list(entries), options.batch_size, options.shard)
     mine = {n for level in plan for group in level for n in group}

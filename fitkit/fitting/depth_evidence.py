@@ -25,6 +25,16 @@ def needs_depth(recipe: FitRecipe) -> bool:
     return bool(recipe.depth.weights) or any("depth_3dmm" in stage.energies for stage in recipe.stages)
 
 
+def check_depth(recipe: FitRecipe) -> None:
+    """Refuse a recipe that asks for depth without a network that gives it, before photos are read.
+
+    Raises:
+        InputError: as `depth_network`.
+    """
+    if needs_depth(recipe):
+        depth_network(recipe.depth.weights)
+
+
 def depth_network(weights: str) -> dict[str, Any]:
     """What the file `weights` says of its network (`read_about`).
 

@@ -17,7 +17,7 @@ import torch
 from fitkit.errors import FitkitError, InputError, check_argument
 from fitkit.fitting.cameras import moments_of
 from fitkit.fitting.choose_start import ChosenStart, choose_start
-from fitkit.fitting.depth_evidence import depth_network, needs_depth, with_depth
+from fitkit.fitting.depth_evidence import check_depth, needs_depth, with_depth
 from fitkit.fitting.findings import judge
 from fitkit.fitting.head_masks import HeadMask, find_heads, usable_pixels
 from fitkit.fitting.initialize import to_photos
@@ -160,8 +160,7 @@ def _settled(
             "FitRecipe"
         )
     check_device(device)
-    if needs_depth(recipe):
-        depth_network(recipe.depth.weights)  # a wrong file shows before photos are read
+    check_depth(recipe)
     return (model if isinstance(model, FaceModel) else load_model(recipe.model)), recipe
 
 

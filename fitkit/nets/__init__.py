@@ -319,13 +319,15 @@ def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | N
         from fitkit.observe.landmarks.builtin import read_network
 
         own, builtin = os.fspath(path), asset_path(WEIGHTS)
-        points = network.trunk is not None and own != BUILTIN and _is_landmark_network(path)
+        points = own != BUILTIN and _is_landmark_network(path)
         if own == BUILTIN or points or read_about(path)["net"] == "parser":
-            if network.trunk is not None:
+            if points or network.trunk is not None:
                 network.load_landmarks(read_network(Path(path) if points else None), own)
             shipped = own == BUILTIN or points
             if network.parser is not None or network.trunk is None or not shipped:
-                network.load_parser(load_predictor(builtin if shipped else path), own)
+                network.load_parser(
+                    load_predictor(builtin if shipped else path), os.fspath(builtin) if points else own
+                )
             return
     other = load_predictor(path, model)
     if type(other) is not type(network):

@@ -147,7 +147,7 @@ def _recipe_record(recipe: SynthRecipe) -> dict[str, Any]:
         name, checksum = makehuman.NAME, makehuman.fingerprint()
     else:
         path = model_path(recipe.model)
-        name, checksum = path.stem, hashlib.sha256(path.read_bytes()).hexdigest()
+        name, checksum = load_model(path).name, hashlib.sha256(path.read_bytes()).hexdigest()
     options = {**to_plain(recipe), "model": name}
     if options["hair"] == "shared":
         del options["hair"]  # folders that were begun before there was this option can be gone on with

@@ -12,6 +12,8 @@ from small_nets import SmallNet, SmallOptions, registered
 from fitkit.energies.depth import DepthPrior
 from fitkit.energies.rendered_depth import model_depth
 from fitkit.errors import InputError
+from fitkit.evaluate.recipe import load_evaluate_recipe
+from fitkit.fitting.batch import fit_batch
 from fitkit.fitting.depth_evidence import with_depth
 from fitkit.fitting.recipe import load_recipe
 from fitkit.fitting.run import fit, fit_many, fit_observed
@@ -175,3 +177,7 @@ def test_what_it_refuses(scene, weights, tmp_path):
         fit(tmp_path / "nobody", model=MODEL, recipe="depth")
     with pytest.raises(InputError, match="other.safetensors: depth.weights: expected a network that gives"):
         fit_many([tmp_path / "nobody"], model=MODEL, recipe=recipe)
+    with pytest.raises(InputError, match="depth.weights is not set"):
+        fit_batch(tmp_path, tmp_path / "out", load_recipe("depth"))
+    with pytest.raises(InputError, match="depth.weights is not set"):
+        load_evaluate_recipe("bench", ["predictor=fit", "fit=depth"]).make_method().load()

@@ -8,6 +8,7 @@ from helpers import tiny_model, tiny_state
 
 from fitkit.errors import InputError
 from fitkit.geometry.spherical_harmonics import Y0
+from fitkit.io.resources import asset_path
 from fitkit.models.registry import load_model
 from fitkit.nets import load_predictor, net_kind, save_predictor, start_from
 from fitkit.nets.dfmvr.network import AMBIENT, FOCAL, Dfmvr, DfmvrOptions
@@ -394,7 +395,7 @@ def test_a_parser_to_start_from(tmp_path):
     with pytest.raises(InputError, match="landmark network with .*; give the file of one like it"):
         network.load_landmarks(LandmarkNetwork(NetworkOptions(widths=(8, 8, 8, 8, 8))), "small")
     with pytest.raises(InputError, match="which is none; .*give net.options.landmarks=true"):
-        made(replace(TINY, landmarks=False)).load_landmarks(LandmarkNetwork(), "small")
+        start_from(made(replace(TINY, landmarks=False)), asset_path("landmarks68.safetensors"), MODEL)
     alone = made(replace(TINY, masks="none"), loud=False)
     start_from(alone, "builtin", MODEL)
     assert torch.equal(alone.trunk.network.heat.weight, shipped["heat.weight"])

@@ -268,3 +268,10 @@ def test_what_it_refuses():
     with pytest.raises(InputError, match="net mvdepth: blocks"):
         replace(TINY, blocks=(1, 1))
     assert not net_kind("mvdepth").named_views
+
+
+def test_half_precision_keeps_positions_whole():
+    network = made()
+    with torch.autocast("cpu", torch.bfloat16):
+        said = network(pictures(1, 1), there(1, 1))
+    assert said.state.pose.translation.dtype == said.depth.depth.dtype == torch.float32

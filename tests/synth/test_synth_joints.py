@@ -10,9 +10,10 @@ from helpers import tiny_model, tiny_skinned_model, with_joints
 
 from fitkit.geometry.rotation import so3_exp
 from fitkit.io.mesh_files import read_mesh
+from fitkit.models.io import save_model_file
 from fitkit.models.registry import load_model, store_model
 from fitkit.scene.projection import project_points
-from fitkit.synth.dataset import SynthDataset, SynthFolder
+from fitkit.synth.dataset import SynthDataset, SynthFolder, open_folder
 from fitkit.synth.folder import write_subjects
 from fitkit.synth.paint import head_map
 from fitkit.synth.recipe import load_synth_recipe
@@ -89,3 +90,11 @@ def test_hair_follows_the_joints():
 
 def test_a_face_without_a_scalp_is_bald():
     assert not head_map(MODEL).has_scalp and plan("variation.bald=0", "variation.hat=1").hair.bald
+
+
+def test_a_folder_names_its_model_by_what_the_model_file_says(tmp_path):
+    file = save_model_file(MODEL, tmp_path / "head.npz")
+    write_subjects(recipe(model=str(file)), 1, tmp_path / "people")
+    people = open_folder(tmp_path / "people", load_model(file))
+    assert isinstance(people, SynthFolder) and people.made_of == MODEL.name != "head"
+    assert people[0].observations.labels.state.identity.shape == (1, MODEL.num_identity)

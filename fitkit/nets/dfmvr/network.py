@@ -82,7 +82,8 @@ class DfmvrOptions:
 class Dfmvr(Predictor):
     """See README.md beside this file for what is as published and what differs.
 
-    Starts at the mean face with the mean albedo under even light, as large as the crop makes it.
+    Starts at the mean face with the mean albedo, as large as the crop makes it, in the light that the photo
+    tells, or in even light (`light_from: heads`).
     """
 
     gives: tuple[str, ...] = ("state", "parse")

@@ -87,7 +87,7 @@ class ModelNet(nn.Module):
         with torch.autocast(
             frames.device.type, enabled=False
         ):  # positions need more digits than half precision
-            codes, angles, shift = self.head(seen).float().split([self.numbers, 3, 3], 1)
+            codes, angles, shift = self.head(seen.float()).split([self.numbers, 3, 3], 1)
             turn = self.flip[:, None] * rotation_of_euler(angles)
             return codes, rotation @ turn, place + UNIT_MM * shift
 

@@ -70,10 +70,10 @@ class MvdepthOptions:
 class Mvdepth(Predictor):
     """See README.md beside this file for what is as published and what differs.
 
-    Starts at the mean face, frontal and as large as the crop makes it, and a flat depth. Each photo is looked
-    at by itself: while it is trained the state has an identity for each frame, so that they can be compared;
-    a trained network gives each person the mean of them. Depth and suitability are not computed in a step in
-    which neither of them learns.
+    Starts at the mean face, frontal and as large as the crop makes it, and its depth (a flat one with
+    `base: none`). Each photo is looked at by itself: while it is trained the state has an identity for each
+    frame, so that they can be compared; a trained network gives each person the mean of them. Depth and
+    suitability are not computed in a step in which neither of them learns.
     """
 
     gives = ("state", "depth")
