@@ -13,8 +13,7 @@ from fitkit.nets.predictor import resized
 from fitkit.scene.depth_state import BEFORE_MM, BEHIND_MM
 
 CELLS = 96  # a side, of the map that points are drawn into
-COARSE = 1  # sides of a cell in which the nearest point hides the others
-HIDDEN_MM = 4.0  # a point that far behind the nearest one is hidden: more than a cell is deep
+HIDDEN_MM = 4.0  # a point that far behind the nearest one of its cell is hidden: more than a cell is deep
 EDGE_MM = 3.0  # points on a triangle lie so far apart: as many as leave hardly a cell of the face empty
 MOST = 32  # parts of an edge
 OTHERS = 0.1  # weight of the cells around, for those with few points
@@ -64,21 +63,19 @@ class FaceDepth(nn.Module):
         inside = ((cell >= 0) & (cell < cells - 1)).all(-1) & facing
         cell = cell.clamp(0, cells - 2)
         # What lies in front hides what lies behind it.
-        wide = cells // COARSE + 1
-        coarse = cell // COARSE
-        coarse = coarse[..., 1] * wide + coarse[..., 0]
+        own = cell[..., 1] * cells + cell[..., 0]
         nothing = torch.zeros_like(value[:, :1])
-        nearest = nothing.expand(B, wide * wide).scatter_reduce(1, coarse, value * inside, "amax")
-        hidden = nearest.gather(1, coarse) - value > HIDDEN_MM / (BEFORE_MM + BEHIND_MM)
+        nearest = nothing.expand(B, cells * cells).scatter_reduce(1, own, value * inside, "amax")
+        hidden = nearest.gather(1, own) - value > HIDDEN_MM / (BEFORE_MM + BEHIND_MM)
         counted = (inside & ~hidden).to(value)
         drawn = nothing[:, None].expand(B, 2, cells * cells)
         for dy in (0, 1):
             for dx in (0, 1):
                 share = counted * (part[..., 0] if dx else 1 - part[..., 0])
                 share = share * (part[..., 1] if dy else 1 - part[..., 1])
-                number = (cell[..., 1] + dy) * cells + cell[..., 0] + dx
                 pair = torch.stack([share, share * value], 1)
-                drawn = drawn.scatter_add(2, number[:, None].expand(B, 2, -1), pair)
+                at_cell = (own + dy * cells + dx)[:, None].expand(B, 2, -1)
+                drawn = drawn.scatter_add(2, at_cell, pair)
         drawn = drawn.unflatten(2, (cells, cells))
         there = (drawn[:, :1] > 0).to(value)
         mixed = drawn + OTHERS * F.avg_pool2d(drawn, 3, 1, 1)
