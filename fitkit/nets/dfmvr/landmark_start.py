@@ -48,6 +48,7 @@ def start_of_landmarks(
     """
     generator = torch.Generator().manual_seed(0)
     basis, size = model.landmark_basis, crop.max_size
+    mean, rows = (x.detach().float().cpu() for x in (basis.mean, basis.rows))
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
@@ -56,7 +57,7 @@ def start_of_landmarks(
     expression = (
         EXPRESSION * model.coefficients["expression"].unit(identity) * draw(PEOPLE, model.num_expression)
     )
-    head = basis.mean + torch.einsum("sk,ndk->snd", torch.cat([identity, expression], 1), basis.rows)
+    head = mean + torch.einsum("sk,ndk->snd", torch.cat([identity, expression], 1), rows)
     told, wanted = [], [identity, expression / unit_expression]
     for number, view in enumerate(views):
         low, high = (math.radians(angle) for angle in view.yaw)
@@ -76,13 +77,13 @@ def start_of_landmarks(
         points = points + NOISE * size * draw(*points.shape)
         told.append(trunk.tell(points, torch.ones_like(points[..., 0])))
         wanted += [angles - turn[number], (at - place[number]) / unit_mm]
-    told, wanted = (torch.cat(rows, 1).double() for rows in (told, wanted))
-    middle, mean = told.mean(0), wanted.mean(0)
-    told, wanted = told - middle, wanted - mean
-    square = told.T @ told / PEOPLE
+    seen, wanted = (torch.cat(columns, 1).double() for columns in (told, wanted))
+    usual, bias = seen.mean(0), wanted.mean(0)
+    seen, wanted = seen - usual, wanted - bias
+    square = seen.T @ seen / PEOPLE
     square += RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
-    layer = nn.Linear(told.shape[1], wanted.shape[1])
+    layer = nn.Linear(seen.shape[1], wanted.shape[1])
     with torch.no_grad():
-        layer.weight.copy_(torch.linalg.solve(square, told.T @ wanted / PEOPLE).T)
-        layer.bias.copy_(mean)
-    return layer, middle.float()
+        layer.weight.copy_(torch.linalg.solve(square, seen.T @ wanted / PEOPLE).T)
+        layer.bias.copy_(bias)
+    return layer, usual.float()

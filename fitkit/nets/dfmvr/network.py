@@ -42,10 +42,10 @@ CHANNELS = {"one_hot": len(PARSE), "scaled": 1, "integer": 1, "none": 0}
 
 @dataclass(frozen=True)
 class DfmvrOptions:
-    """size: side of the pictures, px, a multiple of 32; fused: side of those that the U-Net sees, 0 or more
-    than `size`: as large as the pictures; width: factor on the channels of the U-Net, depth:
-    its levels; backbone_width: factor on the channels of the RedNet, blocks: of its four stages; 224, 0, 1,
-    5, 1 and 3, 4, 6, 3 as published.
+    """size: side of the pictures, px, a multiple of 32; fused: side of those that the fusion sees, 0 or more
+    than `size`: as large as the pictures; width: factor on the channels of the U-Net, depth: its levels;
+    backbone_width: factor on the channels of the RedNet, blocks: of its four stages; 224, 0, 1, 5, 1 and 3,
+    4, 6, 3 as published.
     fusion: 'tri_unet', an encoder for each view; 'unet', one for the views stacked; 'cnn', two convolutions;
     fusion_out: 'concat' as in the published code, 'conv' as printed, see TriUNet; backbone: see Backbone;
     pool: the last map's 'mean' as published, or beside it features of each of its places ('grid');
@@ -53,10 +53,9 @@ class DfmvrOptions:
     number itself (published code), or not at all, without a parser; landmarks: the network of the built-in
     landmark detector looks at each view as well, one for all, and identity, expression and poses are also
     taken from the landmarks, by a linear layer, see `start_of_landmarks`, and from all that it sees, through
-    hidden layers of `hidden` units; light: of each 'view', or one of the
-    'person'; light_from: 'heads' alone as published, or the 'photo', whose colours on the predicted face tell
-    a light in closed form, to which the heads add; start: heads begin in the middle of their slot's yaw
-    ('slots') or 'frontal';
+    hidden layers of `hidden` units; light: of each 'view', or one of the 'person'; light_from: 'heads' alone
+    as published, or the 'photo', whose colours on the predicted face tell a light in closed form, to which
+    the heads add; start: heads begin in the middle of their slot's yaw ('slots') or 'frontal';
     expression: blend-shape weight, or standard deviations of a Gaussian coefficient, per unit of output;
     margin, up: of the crop, see CropOptions; parser: options of the network that parses the pictures."""
 
