@@ -10,11 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fitkit.energies.base import Linearization, Residuals, Slot, all_views
+from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views
 from fitkit.energies.spec import DFM, MFN, MVD, MVF, OURS, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.energies.supervision import label
 from fitkit.io.options import Positive
 from fitkit.models.face_model import FaceModel, Motion
+from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.render.visibility import depth_maps, seen_by_depth
 from fitkit.scene.projection import motion_columns, project_head_points, project_points
@@ -423,7 +424,63 @@ def _labels(o: LandmarkOptions) -> frozenset[str]:
     return frozenset() if o.hidden else frozenset({"visible"})
 
 
+@dataclass(frozen=True)
+class LandmarkLikelihood(PlainEnergy):
+    """landmark_nll: ((p - l) / s, sqrt(4 log(s / s_0))), [B, 68, 3]. Sums. For training.
+
+    p: [B, 68, 2] px and s: [B, 68] px, the landmarks that a network finds and their standard deviations; l:
+    those given; s_0 = FLOOR. With kernel 'sq' the cost is the negative logarithm of the normal likelihood of
+    both coordinates up to a constant, so the network learns how far off each point is. Jaw points count where
+    both are points of the skin, or both the outline. present: [68] bool, points that count at all; jaw: what
+    the given points 0-16 are; points: see LandmarkReprojection.
+    Source: Kendall and Gal, "What uncertainties do we need in Bayesian deep learning for computer vision?",
+    NeurIPS 2017, eq. 5.
+    """
+
+    present: Tensor
+    jaw: str = "surface"
+    points: PointScheme = "even"
+    name = "landmark_nll"
+    FLOOR = 0.01  # px, below every sigma, so that the root has a derivative
+
+    def residuals(self, state: Landmarks, observations: Observations) -> Residuals:
+        marks, device = observations.landmarks, state.points.device
+        valid = marks.valid.to(device) & self.present.to(device)
+        if self.jaw != state.jaw:
+            valid = valid & (torch.arange(68, device=device) >= JAW.stop)
+        target = torch.where(valid[..., None], marks.points.to(state.points), 0.0)
+        sigma = state.sigma.clamp_min(2 * self.FLOOR)[..., None]
+        value = torch.cat([(state.points - target) / sigma, (4 * (sigma / self.FLOOR).log()).sqrt()], -1)
+        weight = marks.confidence.to(value) * point_weights(self.points, value)
+        return Residuals(value, valid, weight)
+
+
+@dataclass(frozen=True)
+class LikelihoodTraining(EnergyOptions):
+    points: PointScheme = "even"  # weights of the single points, see POINT_WEIGHTS
+    jaw: Literal["outline", "surface"] = "surface"  # what to take points 0-16 for where the data do not say
+
+
 SPECS = (
+    EnergySpec(
+        name="landmark_nll",
+        cls=LandmarkLikelihood,
+        make=lambda context, o: LandmarkLikelihood(
+            context.model.landmarks.present, jaw_rule(context.observations, o), o.points
+        ),
+        role="landmark",
+        doc=EnergyDoc(
+            formula="(p - l) / s, sqrt(4 log(s / s_0)), p and s predicted",
+            unit="px of the crop",
+            source="Kendall and Gal 2017, eq. 5",
+            uses=(use(OURS, "sq"),),
+            gradient="to the landmarks and their standard deviations",
+        ),
+        options=LikelihoodTraining,
+        takes="landmarks",
+        apart=jaw_rule,
+        not_in_fits="a fit has no landmarks of its own; a network predicts them",
+    ),
     EnergySpec(
         name="lmk2d",
         cls=LandmarkReprojection,

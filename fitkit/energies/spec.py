@@ -29,6 +29,7 @@ PARTS = {
     "state.landmark_offset": "offsets of the landmarks",
     "state.joints": "rotations of joints",
     "identity_sigma": "standard deviations",
+    "landmarks": "landmarks",
     "depth": "depth maps",
     "depth.pose": "the poses of its depth maps",
     "position_map": "position maps",
@@ -132,7 +133,7 @@ class Networks:
 class Context:
     """What an energy is made from. A fit and a training fill in what each of them knows.
 
-    state: where residuals will be taken, see `EnergySpec.takes`: a SceneState, a DepthState, a
+    state: where residuals will be taken, see `EnergySpec.takes`: a SceneState, Landmarks, a DepthState, a
     PositionMap or the logits of a parse.
     """
 
@@ -205,7 +206,8 @@ class EnergySpec:
     # what it needs; several of these may be functions of the options
     needs: Callable[[Any], frozenset[str]] | tuple[str, ...] = ()  # labels, names of `Labels.parts`
     optional: tuple[str, ...] = ()  # labels that it takes where they are there
-    takes: str = "state"  # the part of a prediction it measures: also 'depth', 'position_map', 'parse'
+    # the part of a prediction it measures: also 'landmarks', 'depth', 'position_map', 'parse'
+    takes: str = "state"
     parts: Callable[[Any], tuple[str, ...]] | tuple[str, ...] = ()  # more of a prediction, see PARTS
     load: Callable[[Networks, Any], Any] | None = None  # asks for its networks before the start
     not_in_fits: str = ""  # why a fit cannot use it

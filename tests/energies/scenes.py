@@ -32,7 +32,13 @@ from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages, 
 from fitkit.energies.flow_magnitude import FlowMagnitude, FlowMagnitudeOptions
 from fitkit.energies.flow_triangulated import TriangulatedFlow, TriangulationOptions
 from fitkit.energies.kernels import Kernel
-from fitkit.energies.landmarks import LandmarkReprojection, eye_offsets, lip_offsets, offset_sigma
+from fitkit.energies.landmarks import (
+    LandmarkLikelihood,
+    LandmarkReprojection,
+    eye_offsets,
+    lip_offsets,
+    offset_sigma,
+)
 from fitkit.energies.landmarks3d import (
     PositionMapLandmarks,
     PositionMapSupervision,
@@ -453,6 +459,28 @@ def of_parse(size, seed):
     )
 
 
+def of_found_landmarks(size, seed):
+    """Landmarks of a network that is sure of them: the logarithm of its small sigma is a constant here, which
+    is to be small beside the squares."""
+    obs = observe(MODEL, person(size, 2, seed), size)
+    marks = obs.landmarks
+
+    def make(p):
+        sigma = torch.full_like(marks.points[..., 0], size / 1600)
+        return replace(
+            marks, points=marks.points + size / 32 * p.reshape(2, 68, 2), sigma=sigma, jaw="surface"
+        )
+
+    return Scene(
+        lambda o: LandmarkLikelihood(MODEL.landmarks.present),
+        obs,
+        make,
+        normal(2 * 68 * 2, seed=seed + 1),
+        lambda s: float((s.points - marks.points).detach().norm(dim=-1).mean()),
+        *hidden(obs, "landmarks"),
+    )
+
+
 # ---- depth maps ----
 
 
@@ -622,6 +650,7 @@ SCENES: dict[str, Callable[[int, int], Scene]] = {
     "lmk2d": lambda n, k: of_person(
         lambda o: LandmarkReprojection(MODEL, sigma(o), "surface"), ALL, None, n, k, looks="landmarks"
     ),
+    "landmark_nll": of_found_landmarks,
     "lmk2d_eye": lambda n, k: of_person(
         lambda o: eye_offsets(MODEL, sigma(o)), ("expression",), None, n, k, looks="landmarks"
     ),

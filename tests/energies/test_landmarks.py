@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from fitkit.energies.kernels import Kernel
 from fitkit.energies.landmarks import (
     EYE_PAIRS,
     LIP_PAIRS,
+    LandmarkLikelihood,
     LandmarkReprojection,
     eye_offsets,
     jaw_profiles,
@@ -17,6 +19,8 @@ from fitkit.energies.landmarks import (
     points_in_sight,
 )
 from fitkit.energies.objective import Objective, Term
+from fitkit.energies.registry import find
+from fitkit.energies.spec import Context
 from fitkit.errors import InputError
 from fitkit.geometry.rotation import so3_exp
 from fitkit.observe.labels import Labels
@@ -378,3 +382,34 @@ def blocked(model, state, points, b):
         v, t = (end * q).sum(-1) / det, (two * q).sum(-1) / det
         out.append(bool(((u > 0) & (v > 0) & (u + v < 1) & (t > 0) & ((1 - t) * end[2] > 10)).any()))
     return torch.tensor(out)
+
+
+def test_the_likelihood_of_found_landmarks_is_that_of_a_normal_distribution():
+    """Independent truth: torch.distributions."""
+    obs = observe(MODEL, truth())
+    given = replace(obs.landmarks, jaw="surface")
+    given = replace(given, valid=given.valid.index_fill(1, torch.tensor([5, 40]), False))
+    gen = torch.Generator().manual_seed(0)
+    sigma = (0.5 + torch.rand(3, 68, generator=gen, dtype=torch.float64)).requires_grad_()
+    points = (given.points + torch.randn(3, 68, 2, generator=gen, dtype=torch.float64)).requires_grad_()
+    found = replace(given, points=points, sigma=sigma)
+    options = find("landmark_nll").training_options()()
+
+    def cost_of(marks, first):
+        seen = replace(obs, landmarks=marks)
+        energy = find("landmark_nll").make(Context(MODEL, seen, found), options)
+        counted = given.valid & MODEL.landmarks.present & (torch.arange(68) >= first)
+        expected = -torch.distributions.Normal(points, sigma[..., None]).log_prob(given.points).sum(-1)
+        constant = math.log(2 * math.pi) + 2 * math.log(LandmarkLikelihood.FLOOR)
+        value = Objective([Term(energy)]).cost(found, seen)[0].sum()
+        return value, (expected - constant)[counted].sum()
+
+    # Jaw points of the outline are others than those of the skin.
+    for marks, first in ((given, 0), (replace(given, jaw="outline"), 17)):
+        value, expected = cost_of(marks, first)
+        assert value.item() == pytest.approx(expected.item(), rel=1e-9)
+        ours, theirs = (torch.autograd.grad(c, (points, sigma)) for c in (value, expected))
+        for one, two in zip(ours, theirs):
+            torch.testing.assert_close(one, two)
+    unknown = replace(given, jaw="auto")  # then a recipe says
+    assert cost_of(unknown, 0)[0].item() == cost_of(given, 0)[0].item()

@@ -4,7 +4,8 @@ influence of what is hidden, batches, the sum that `Objective` promises, the siz
 Where a requirement does not apply:
 - Zero at the truth: energies that compare resampled pictures (FLOOR) have a floor there, from bilinear
   sampling and, for `mask_parse`, from the parser's own doubt; for them the truth must cost a small part of
-  what wrong parameters cost. `identity_nll` keeps the logarithm of its standard deviations.
+  what wrong parameters cost. `identity_nll` and `landmark_nll` keep the logarithm of their standard
+  deviations.
 - Hidden parts, nothing to see: supervision by a known state, consistency and priors look at nothing that
   could be hidden (BLIND); `lmk3d_align` and `lmk_guided` refuse a frame without known points (the map is not
   determined) and have no empty case, `lmk_posmap` is checked for its labels below.
@@ -50,6 +51,7 @@ FLOOR = {
     "ssim_xview": 0.3,
     "depth_xview": 0.1,
     "identity_nll": 0.01,
+    "landmark_nll": 0.01,
 }
 BLIND = {
     "identity_sup",
@@ -89,6 +91,7 @@ IN_PIXELS = {
     "lmk2d",
     "lmk2d_eye",
     "lmk2d_lip",
+    "landmark_nll",
     "lmk_posmap",
     "posmap_sup",
     "parse_sup",

@@ -153,9 +153,10 @@ def test_the_program_gives_what_the_network_gives_without_fitkit(trained, tmp_pa
             "focal": state.camera.focal,
             "principal": state.camera.principal,
         }
+        if found.identity_sigma is not None:
+            expected["identity_sigma"] = found.identity_sigma
         if found.landmarks is not None:
             expected |= {
-                "identity_sigma": found.identity_sigma,
                 "landmarks": found.landmarks.points,
                 "landmark_sigma": found.landmarks.sigma,
             }
@@ -219,7 +220,8 @@ def test_the_card_tells_what_goes_in_and_out(trained, tmp_path):
         and export["inputs"]["valid"]["type"] == "bool"
     )
     gives = {"identity", "expression", "rotation", "translation", "focal", "principal"}
-    gives |= {"identity_sigma", "landmarks", "landmark_sigma"} if isinstance(network, FitkitInit) else set()
+    gives |= {"identity_sigma"} if isinstance(network, FitkitInit) else set()
+    gives |= {"landmarks", "landmark_sigma"} if isinstance(network, (FitkitInit, Dfmvr)) else set()
     gives |= {"position_map"} if isinstance(network, Pgn) else set()
     gives |= {"depth", "suitability"} if isinstance(network, Mvdepth) else set()
     gives |= {"illumination", "albedo", "parse"} if isinstance(network, Dfmvr) else set()

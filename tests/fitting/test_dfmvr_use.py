@@ -18,19 +18,22 @@ from fitkit.nets import save_predictor
 from fitkit.nets.dfmvr.network import Dfmvr, DfmvrOptions
 from fitkit.nets.parser.network import ParserOptions
 from fitkit.nets.predictor import ViewSlot
+from fitkit.observe.landmarks.builtin import read_network
 from fitkit.scene.projection import project_points
 
 SLOTS = (ViewSlot("left", (-75.0, -12.0)), ViewSlot("front", (-12.0, 12.0)), ViewSlot("right", (12.0, 75.0)))
-SMALL = {"size": 64, "width": 0.05, "depth": 3, "backbone_width": 0.1, "blocks": (1, 1, 1, 1)}
+SMALL = {"size": 128, "fused": 64, "width": 0.05, "depth": 3, "backbone_width": 0.1, "blocks": (1, 1, 1, 1)}
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """An untrained network: it predicts the mean face turned as each slot says."""
+    """An untrained network: it predicts what the shipped landmark network and a linear guess tell."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("net") / "regressor.safetensors"
     options = DfmvrOptions(**SMALL, parser=ParserOptions(size=64, spatial=4, joined=8))
-    save_predictor(Dfmvr(load_model("generic"), SLOTS, options), "dfmvr", path)
+    network = Dfmvr(load_model("generic"), SLOTS, options)
+    network.load_landmarks(read_network(None), "builtin")
+    save_predictor(network, "dfmvr", path)
     return path
 
 

@@ -23,11 +23,12 @@ from fitkit.train.schedule import learning_rate
 
 NET = "net.options={{size: 32, width: 0.05, depth: 3, backbone_width: 0.1, blocks: [1, 1, 1, 1], {}}}"
 PARSER = "parser: {size: 64, spatial: 4, joined: 8}"
-STAGES = ("labels", "photo", "masks")
+STAGES = ("points", "labels", "photo", "masks")
 QUICK = ("save=3", "log=1", "pictures=6", "accelerator=cpu", "validation.share=0.0", "batch=2")
 SMALL = (
     NET.format(PARSER),
     *(f"stages.{name}.steps=2" for name in STAGES),
+    "stages.points.batch=2",
     "stages.photo.energies.photo_model.options.points=100",
     "stages.photo.energies.photo_model.options.depth_size=32",
     "stages.masks.energies.mask_parse.options.size=32",
@@ -77,19 +78,19 @@ def test_all_stages_run_and_go_on_after_an_interruption(model, samples, parser, 
     data = {"synthetic": Kept(samples)}
     settings = load_regressor_training("dfmvr", [*SMALL, f"net.start={parser}"])
     whole, path = run(tmp_path / "whole", model, data, settings)
-    assert [set(whole[s]) - {"total"} for s in (1, 3, 5)] == [set(s.energies) for s in settings.stages]
+    assert [set(whole[s]) - {"total"} for s in (1, 3, 5, 7)] == [set(s.energies) for s in settings.stages]
     assert all(torch.isfinite(torch.tensor(list(v.values()))).all() for v in whole.values())
-    assert whole[5]["mask_parse"] > 0 and whole[3]["photo_model"] > 0
+    assert whole[7]["mask_parse"] > 0 and whole[5]["photo_model"] > 0
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", model, data, settings, stop=5)
+        run(tmp_path / "cut", model, data, settings, stop=7)
     rest, _ = run(tmp_path / "cut", model, data, settings, resume=True)
-    assert rest == {s: whole[s] for s in range(4, 7)}
+    assert rest == {s: whole[s] for s in range(7, 9)}
     network = load_predictor(path)
     own = load_predictor(parser).state_dict()
     mine = network.parser.network.state_dict()
-    assert network.gives == ("state", "parse") and all(torch.equal(own[k], mine[k]) for k in own)
+    assert network.gives == ("state", "landmarks", "parse") and all(torch.equal(own[k], mine[k]) for k in own)
     card = json.loads((tmp_path / "whole" / "card.json").read_text())
-    assert card["metrics"]["steps"] == 6 and card["net"] == "dfmvr"
+    assert card["metrics"]["steps"] == 8 and card["net"] == "dfmvr"
     picture = np.array(Image.open(tmp_path / "whole" / "pictures" / "step_0000006.png"))
     # Of each view the photo, mesh, lit model, error map and parse.
     assert picture.shape == (2 * 32, 3 * 5 * 32, 3)
@@ -159,7 +160,7 @@ def test_of_a_third_of_the_people_one_view_is_left():
 
 def test_the_rate_ends_where_it_is_told_to():
     settings = load_regressor_training("dfmvr", SMALL)
-    (stage,) = settings.stages[2:]
+    (stage,) = settings.stages[3:]
     settings = replace(settings, stages=(replace(stage, steps=100),))
     rates = [learning_rate(settings, [100], step) for step in (0, 50, 99)]
     assert rates[0] == stage.learning_rate and stage.least_rate == 1e-6

@@ -15,6 +15,7 @@ from fitkit.errors import InputError
 from fitkit.geometry.spherical_harmonics import Y0
 from fitkit.io.options import Length, Positive, Range, check_options
 from fitkit.models.face_model import FaceModel
+from fitkit.nets.dfmvr.landmark_start import start_of_landmarks
 from fitkit.nets.dfmvr.rednet import Backbone
 from fitkit.nets.dfmvr.surface_light import POINTS, SurfaceLight
 from fitkit.nets.dfmvr.tri_unet import Stacked, TriUNet
@@ -25,7 +26,8 @@ from fitkit.nets.predictor import Prediction, Predictor, ViewSlot, frames_of, me
 from fitkit.nets.weak_perspective import place_in_crop
 from fitkit.observe.crop import CropOptions
 from fitkit.observe.face_parts import PARSE, ten
-from fitkit.observe.landmarks.network import LandmarkNetwork
+from fitkit.observe.landmarks.network import NUM_POINTS, LandmarkNetwork, NetworkOutput
+from fitkit.observe.landmarks.types import Landmarks
 from fitkit.scene.camera import Camera
 from fitkit.scene.pose import Pose
 from fitkit.scene.state import SceneState
@@ -33,29 +35,32 @@ from fitkit.scene.state import SceneState
 FOCAL = 1015.0 / 224.0  # sides of the picture, that of Deep3DFaceRecon
 UNIT_MM = 100.0  # of a predicted translation
 AMBIENT = 0.8 * math.sqrt(math.pi / 4)  # shading before anything is learned: 0.8 of their first harmonic
+UNUSUAL = 8.0  # most that a landmark may lie beside its usual place, in units of `LandmarkTrunk.tell`, 5 mm
 # Channels of the parse that the network sees beside the colours.
 CHANNELS = {"one_hot": len(PARSE), "scaled": 1, "integer": 1, "none": 0}
 
 
 @dataclass(frozen=True)
 class DfmvrOptions:
-    """size: side of the pictures, px, a multiple of 32; width: factor on the channels of the U-Net, depth:
-    its levels; backbone_width: factor on the channels of the RedNet, blocks: of its four stages; 224, 1, 5, 1
-    and 3, 4, 6, 3 as published.
+    """size: side of the pictures, px, a multiple of 32; fused: side of those that the fusion sees, 0 or more
+    than `size`: as large as the pictures; width: factor on the channels of the U-Net, depth: its levels;
+    backbone_width: factor on the channels of the RedNet, blocks: of its four stages; 224, 0, 1, 5, 1 and 3,
+    4, 6, 3 as published.
     fusion: 'tri_unet', an encoder for each view; 'unet', one for the views stacked; 'cnn', two convolutions;
     fusion_out: 'concat' as in the published code, 'conv' as printed, see TriUNet; backbone: see Backbone;
     pool: the last map's 'mean' as published, or beside it features of each of its places ('grid');
     masks: how the parse enters: a channel for each of its ten parts, the number of the part over 9, the
     number itself (published code), or not at all, without a parser; landmarks: the network of the built-in
     landmark detector looks at each view as well, one for all, and identity, expression and poses are also
-    taken from what it sees, through hidden layers of `hidden` units; light: of each 'view', or one of the
-    'person'; light_from: 'heads' alone as published, or the 'photo', whose colours on the predicted face tell
-    a light in closed form, to which the heads add; start: heads begin in the middle of their slot's yaw
-    ('slots') or 'frontal';
+    taken from the landmarks, by a linear layer, see `start_of_landmarks`, and from all that it sees, through
+    hidden layers of `hidden` units; light: of each 'view', or one of the 'person'; light_from: 'heads' alone
+    as published, or the 'photo', whose colours on the predicted face tell a light in closed form, to which
+    the heads add; start: heads begin in the middle of their slot's yaw ('slots') or 'frontal';
     expression: blend-shape weight, or standard deviations of a Gaussian coefficient, per unit of output;
     margin, up: of the crop, see CropOptions; parser: options of the network that parses the pictures."""
 
-    size: Annotated[int, Range(32, 2048, multiple=32)] = 96
+    size: Annotated[int, Range(32, 2048, multiple=32)] = 128
+    fused: Annotated[int, Range(0, 2048, multiple=32)] = 64
     width: Annotated[float, Range(0.001, 16.0)] = 0.125
     depth: Annotated[int, Range(2, 6)] = 5
     backbone_width: Annotated[float, Range(0.001, 16.0)] = 0.25
@@ -82,8 +87,9 @@ class DfmvrOptions:
 class Dfmvr(Predictor):
     """See README.md beside this file for what is as published and what differs.
 
-    Starts at the mean face with the mean albedo, as large as the crop makes it, in the light that the photo
-    tells, or in even light (`light_from: heads`).
+    Starts at the face and the poses that a linear guess makes of the landmarks, or, without these, at the
+    mean face, as large as the crop makes it; with the mean albedo, in the light that the photo tells, or in
+    even light (`light_from: heads`).
     """
 
     gives: tuple[str, ...] = ("state", "parse")
@@ -102,9 +108,12 @@ class Dfmvr(Predictor):
         self.num_albedo = 0 if model.albedo_basis is None else len(model.albedo_basis)
         V, inputs = len(self.views), 3 + CHANNELS[o.masks]
         self.parser: FrozenNetwork | None = None
-        if o.masks == "none":
-            self.gives = ("state",)
-        else:
+        self.gives = (
+            "state",
+            *(["landmarks"] if o.landmarks else []),
+            *(["parse"] if o.masks != "none" else []),
+        )
+        if o.masks != "none":
             self.parser = FrozenNetwork(Parser(None, (), o.parser))
             self.needs, self.parse_parts = "weights of a face parser", ("parser",)
             # Heads are as large in the parser's pictures as those that it was trained on.
@@ -117,7 +126,8 @@ class Dfmvr(Predictor):
         for module in self.fusion.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        grid = o.size // 32 if o.pool == "grid" else 0
+        self.fused_size = min(o.fused, o.size) if o.fused else o.size
+        grid = self.fused_size // 32 if o.pool == "grid" else 0
         self.backbone = Backbone(o.backbone, self.fusion.outputs, o.backbone_width, o.blocks, grid)
         self.sizes = (
             self.num_identity,
@@ -132,6 +142,8 @@ class Dfmvr(Predictor):
             self.trunk = LandmarkTrunk(model, o.size)
             self.shape_head = make_head(V * self.trunk.outputs, o.hidden, sum(self.sizes[:2]))
             self.pose_head = make_head(self.trunk.outputs, o.hidden, 6)
+            self.line = nn.Linear(V * self.trunk.told, sum(self.sizes[:2]) + 6 * V)
+            self.register_buffer("usual", torch.zeros(V * self.trunk.told))
         self.surface: SurfaceLight | None = None
         if o.light_from == "photo":
             self.surface = SurfaceLight(model)
@@ -139,6 +151,21 @@ class Dfmvr(Predictor):
             self.light_head = _from_nothing(nn.Linear(seen, 27))
             self.albedo_head = _from_nothing(nn.Linear(seen, self.num_albedo)) if self.num_albedo else None
         self._remember(model)
+        if self.trunk is not None and self.usual.device.type != "meta":  # else a file fills it
+            line, usual = start_of_landmarks(
+                model,
+                self.trunk,
+                self.views,
+                self.crop,
+                self.focal,
+                self.anchor,
+                self.turn,
+                self.place,
+                UNIT_MM,
+                self.expression_unit,
+            )
+            self.line.load_state_dict(line.state_dict())
+            self.usual.copy_(usual)
 
     def _remember(self, model: FaceModel) -> None:
         """What of the face model the network needs. It is no weight: the model's file has it."""
@@ -160,15 +187,16 @@ class Dfmvr(Predictor):
 
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
         frames, subject = frames_of(images, valid, padded)
-        parse, seen = None, frames
-        if self.parser is not None:
-            with torch.no_grad():
-                parse = self.parse_of(frames)
-            seen = torch.cat([frames, self._channels(parse).to(frames)], 1)
-        # A missing view is black, without any part of a face.
-        table = table_of(seen.flatten(1), valid, padded, seen.new_zeros(()))
-        found = self.head(self.backbone(self.fusion(table.unflatten(2, seen.shape[1:]))))
-        told = None if self.trunk is None else self.trunk(frames)
+        parse = told = marks = None
+        found = images.new_zeros(valid.shape[0], sum(self.sizes))
+        if not self._fusion_rests():
+            if self.parser is not None:
+                with torch.no_grad():
+                    parse = self.parse_of(frames)
+            found = self.head(self.backbone(self.fusion(self._fused(frames, parse, valid, padded))))
+        if self.trunk is not None:
+            told, seen = self.trunk.look(frames)
+            marks = _landmarks(seen)
         with torch.autocast(
             found.device.type, enabled=False
         ):  # positions need more digits than half precision has
@@ -178,22 +206,47 @@ class Dfmvr(Predictor):
             state = self._state(found, poses, valid, subject, padded)
             if self.surface is not None:
                 state = self._lit(self.surface, state, frames, parse, valid, padded)
-            return Prediction(state, parse=parse, shared_expression=True)
+            return Prediction(state, landmarks=marks, parse=parse, shared_expression=True)
+
+    def _fusion_rests(self) -> bool:
+        """In a stage of a training in which only the landmark network and what is behind it learn, before
+        the fused features say anything, they and the parse need not be made."""
+        learning = (self.head, self.light_head) if self.surface is not None else (self.head,)
+        return (
+            self.training
+            and not any(p.requires_grad for layer in learning for p in layer.parameters())
+            and not bool(self.head.weight.any() or self.head.bias.any())
+        )
+
+    def _fused(self, frames: Tensor, parse: Tensor | None, valid: Tensor, padded: bool) -> Tensor:
+        """What the fusion sees, [S, V, channels, fused_size, fused_size]."""
+        size = (self.fused_size,) * 2
+        seen = resized(frames, size)
+        if parse is not None:
+            seen = torch.cat([seen, self._channels(resized(parse, size)).to(seen)], 1)
+        # A missing view is black, without any part of a face.
+        table = table_of(seen.flatten(1), valid, padded, seen.new_zeros(()))
+        return table.unflatten(2, seen.shape[1:])
 
     def _with_landmarks(
         self, found: Tensor, told: Tensor | None, valid: Tensor, padded: bool
     ) -> tuple[Tensor, Tensor]:
-        """What the heads say of the fused features, [S, sum(self.sizes)], and of those of the landmark
-        network [B, C], if there is one: first what is shared by the views, then six numbers of each, [B,
-        6]."""
+        """What the heads say of the fused features, [S, sum(self.sizes)], and of what the landmark network
+        sees [B, C], if there is one: first what is shared by the views, then six numbers of each, [B, 6]."""
+        views = len(self.views)
         shared, poses = found.split([sum(self.sizes[:-1]), self.sizes[-1]], 1)
-        poses = _of_frames(poses.unflatten(1, (len(self.views), 6)), valid, padded)
-        if told is None:
-            return shared, poses
+        if told is None or self.trunk is None:
+            return shared, _of_frames(poses.unflatten(1, (views, 6)), valid, padded)
         # What is not seen is the mean of what is, so that a person alone is like one in all views.
         absent = mean_of_views(told, valid, padded)[:, None]
         shape = self.shape_head(table_of(told, valid, padded, absent).flatten(1))
+        # The linear guess takes it for what is usual.
+        lines = table_of(told[:, -self.trunk.told :], valid, padded, self.usual.unflatten(0, (views, -1)))
+        unusual = (lines.flatten(1) - self.usual).clamp(-UNUSUAL, UNUSUAL)
+        guess, turned = self.line(unusual).split([shape.shape[1], 6 * views], 1)
+        shape = shape + guess
         shared = torch.cat([shared[:, : shape.shape[1]] + shape, shared[:, shape.shape[1] :]], 1)
+        poses = _of_frames((poses + turned).unflatten(1, (views, 6)), valid, padded)
         return shared, poses + self.pose_head(told)
 
     def parse_of(self, images: Tensor) -> Tensor:
@@ -313,7 +366,7 @@ class Dfmvr(Predictor):
             "heads": (self.head,),
         }
         if self.trunk is not None:
-            own["landmarks"] = (self.trunk, self.shape_head, self.pose_head)
+            own["landmarks"] = (self.trunk, self.line, self.shape_head, self.pose_head)
         if self.surface is not None:
             own["light"] = tuple(m for m in (self.light_head, self.albedo_head) if m is not None)
         if self.parser is not None:
@@ -324,6 +377,14 @@ class Dfmvr(Predictor):
 def _of_frames(rows: Tensor, valid: Tensor, padded: bool) -> Tensor:
     """Rows [S, V, ...] of the views that are there, [B, ...]."""
     return rows.flatten(0, 1) if padded else rows[valid]
+
+
+def _landmarks(found: NetworkOutput) -> Landmarks:
+    points, sigma = found.on_skin()
+    seen = torch.cat([found.visibility[:, NUM_POINTS:], found.visibility[:, 17:NUM_POINTS]], 1)
+    return Landmarks(
+        points, sigma, torch.ones_like(sigma, dtype=torch.bool), seen.float().sigmoid(), "surface"
+    )
 
 
 def _from_nothing(layer: nn.Linear) -> nn.Linear:

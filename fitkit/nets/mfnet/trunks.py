@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fitkit.errors import InputError
 from fitkit.models.face_model import FaceModel
 from fitkit.nets.pgn.placing import place_affine
-from fitkit.observe.landmarks.network import NUM_POINTS, LandmarkNetwork, NetworkOptions
+from fitkit.observe.landmarks.network import NUM_POINTS, LandmarkNetwork, NetworkOptions, NetworkOutput
 
 Kind = Literal["resnet50", "resnet34", "resnet18", "landmarks"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures
@@ -59,7 +59,8 @@ class LandmarkTrunk(nn.Module):
         self.network = LandmarkNetwork(NetworkOptions(size=size))
         deepest = self.network.options.widths[-1]
         self.squeeze = nn.Conv2d(deepest, SQUEEZED, 1)
-        self.outputs = deepest + SQUEEZED * (size // 32) ** 2 + 2 * NUM_POINTS + 9 + 3
+        self.told = 2 * NUM_POINTS + 9 + 3
+        self.outputs = deepest + SQUEEZED * (size // 32) ** 2 + self.told
         self.size = size
         fixed = {
             "points_mean": model.landmark_basis.mean,
@@ -69,20 +70,30 @@ class LandmarkTrunk(nn.Module):
             self.register_buffer(name, value.detach().float().cpu().clone(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.look(images)[0]
+
+    def look(self, images: Tensor) -> tuple[Tensor, NetworkOutput]:
+        """The row of features of each picture, whose last `told` are those of `tell`, and the landmarks."""
         found, features = self.network.locate(images)
         with torch.autocast(features.device.type, enabled=False):
             points, sigma = found.on_skin()
-            weight = sigma.detach() ** -2 * self.points_present
-            flat = torch.cat([points, torch.zeros_like(points[..., :1])], -1)
-            mean = self.points_mean.expand(points.shape[0], -1, -1)
-            scale, rotation, shift = place_affine(mean, flat, weight)
-            shown = scale[:, None, None] * (mean @ rotation.transpose(1, 2))[..., :2] + shift[:, None, :2]
-            apart = (points - shown) / (RESIDUAL_MM * scale[:, None, None])
-            apart = apart * self.points_present[:, None]
-            place = torch.cat([shift[:, :2] / self.size - 0.5, scale[:, None] * 100 / self.size], 1)
-            told = torch.cat([apart.flatten(1), rotation.flatten(1), place], 1)
+            told = self.tell(points, sigma.detach())
         seen = torch.cat([features.mean((2, 3)), self.squeeze(features).flatten(1)], 1)
-        return torch.cat([seen, told.to(seen.dtype)], 1)
+        return torch.cat([seen, told.to(seen.dtype)], 1), found
+
+    def tell(self, points: Tensor, sigma: Tensor) -> Tensor:
+        """Landmarks [B, 68, 2] px, jaw points as points of the skin, and their standard deviations [B, 68]
+        px -> how far they are from the mean face in the pose that lays it onto them, and this pose, [B,
+        told]."""
+        weight = sigma**-2 * self.points_present
+        flat = torch.cat([points, torch.zeros_like(points[..., :1])], -1)
+        mean = self.points_mean.expand(points.shape[0], -1, -1)
+        scale, rotation, shift = place_affine(mean, flat, weight)
+        shown = scale[:, None, None] * (mean @ rotation.transpose(1, 2))[..., :2] + shift[:, None, :2]
+        apart = (points - shown) / (RESIDUAL_MM * scale[:, None, None])
+        apart = apart * self.points_present[:, None]
+        place = torch.cat([shift[:, :2] / self.size - 0.5, scale[:, None] * 100 / self.size], 1)
+        return torch.cat([apart.flatten(1), rotation.flatten(1), place], 1)
 
 
 def make_trunk(kind: Kind, model: FaceModel, size: int, normalize: bool) -> ResNetTrunk | LandmarkTrunk:
