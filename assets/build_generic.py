@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE))
 from generic_build.assemble import build_arrays
 from generic_build.figures import load_figures
 
-SYMMETRIC_MODES, ANTISYMMETRIC_MODES = 110, 10
+SYMMETRIC_MODES, ANTISYMMETRIC_MODES = 108, 10
 NOT_STORED = ("mirror", "layout", "lid_loop", "lip_loop")
 STORED_AS = {
     "mean": np.float32,

@@ -1,6 +1,6 @@
 """How well the model `generic` can take the shape of random people of another face model.
 
-    python benchmarks/generic_expressiveness.py ICT_FOLDER [--people 40] [--modes 120] [-o result.json]
+    python benchmarks/generic_expressiveness.py ICT_FOLDER [--people 40] [--modes 118] [-o result.json]
 
 For random identities of the ICT-FaceKit model (coefficients N(0, 1), fixed seed) three surface errors are
 measured, each the distance from the ICT face-region vertices to the generic surface in millimetres. The
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("ict", type=Path, help="folder with ict_facekit.npz")
     parser.add_argument("--model", type=Path, default=ASSETS / "generic.npz")
     parser.add_argument("--people", type=int, default=40)
-    parser.add_argument("--modes", type=int, default=120)
+    parser.add_argument("--modes", type=int, default=118)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()

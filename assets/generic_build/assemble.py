@@ -314,6 +314,7 @@ def build_identity(
         importance,
         symmetric,
         antisymmetric,
+        lip_pairs(skin, half),
     )
     out = np.empty((len(basis), len(mean_skin), 3))
     basis[:symmetric, middle, 0] = 0.0
@@ -322,6 +323,13 @@ def build_identity(
     out[:, skin.mirror[half]] = basis * FLIP * sign
     out[:, half] = basis
     return out
+
+
+def lip_pairs(skin: SkinMesh, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in `half` of the upper lip's inner contour, and of the points of the lower one below them."""
+    quarter = len(skin.lip) // 4
+    upper, lower = skin.lip[:quarter], skin.lip[2 * quarter : quarter : -1]
+    return np.searchsorted(half, upper), np.searchsorted(half, lower)
 
 
 class AmplitudeField:

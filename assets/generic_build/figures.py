@@ -21,7 +21,7 @@ class Figures:
     position: np.ndarray  # [P, 3] mm
     layout: np.ndarray  # [P, 2] place in the planar map of the head
     covariance: np.ndarray  # [P, 3, 3] mm^2, over people
-    local: np.ndarray  # [P, 3, 3] mm^2, the same without the polynomial part
+    local: np.ndarray  # [P, 3, 3] mm^2, the same without the coarse shape
     expressions: dict[str, np.ndarray]  # name -> [P, 3] mm
     eye_centre: np.ndarray  # [3] left eyeball
     eye_radius: float

@@ -2,11 +2,12 @@
 
 The displacement of a person from the mean face is  u(x) = P(x) a + A(x) g(x):
 
-- P(x) a: a mirror-symmetric polynomial of the position (degree 1 or 2: width, height, depth, taper, ...)
-  whose coefficients a have a measured covariance;
+- P(x) a: the coarse shape: a mirror-symmetric affine motion (width, height, depth, shear), and smooth bumps
+  around a few controls of the face, whose coefficients a have a measured covariance. What is seen from the
+  front tells the depth of a face through it;
 - g: three independent unit Gaussian processes (one per axis) with multi-scale squared-exponential correlation
   in position and in the planar layout, made mirror-symmetric; plus a weak antisymmetric part;
-- A(x): symmetric root of the measured covariance at x of what the polynomial leaves, interpolated between
+- A(x): symmetric root of the measured covariance at x of what P leaves, interpolated between
   sites.
 
 Source:
@@ -22,15 +23,18 @@ from dataclasses import dataclass
 import numpy as np
 
 FLIP = np.array([-1.0, 1.0, 1.0])
+UNIT = 60.0  # mm per unit of the affine motion's coordinates
+CONTACT = 1.0  # mm, how well the lips of a neutral face meet, at each of the pairs of points along them
 
 
 @dataclass(frozen=True)
 class KernelParameters:
     """Fitted by maximum likelihood to the sites (see `measure_figures.py`)."""
 
-    degree: int  # of the polynomial
-    centre: np.ndarray  # [3] mm, origin of the polynomial
-    coefficients: np.ndarray  # [N, N] covariance of the polynomial coefficients, mm^2
+    centre: np.ndarray  # [3] mm, origin of the affine motion
+    controls: np.ndarray  # [C, 3] mm, of the left half and the midline
+    reach: float  # mm, standard deviation of the Gaussian bump around each
+    coefficients: np.ndarray  # [N, N] covariance of the coefficients of `coarse_fields`, mm^2
     lengths: np.ndarray  # [S, 3] mm, per scale and axis
     weights: np.ndarray  # [S, 3] variance shares, sum to 1 over the scales
     stretch: np.ndarray  # [3] factor on each coordinate difference
@@ -39,21 +43,26 @@ class KernelParameters:
     asymmetry: float  # standard deviation of the antisymmetric part relative to the symmetric one
 
 
-def polynomial_terms(points: np.ndarray, centre: np.ndarray, degree: int) -> np.ndarray:
-    """[N, V, 3] mirror-symmetric vector polynomials, coordinates in units of 60 mm."""
-    x, y, z = ((points - centre) / 60.0).T
-    one = np.ones_like(x)
-    across, along = [x], [one, y, z]
-    if degree > 1:
-        across += [x * y, x * z]
-        along += [x * x, y * y, z * z, y * z]
-    out = []
-    for axis, terms in enumerate((across, along, along)):
-        for term in terms:
+def coarse_fields(
+    points: np.ndarray, centre: np.ndarray, controls: np.ndarray, reach: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mirror-symmetric vector fields [N, V, 3] at points [V, 3], and which of them are the affine motion,
+    [N] bool: first fields that move points sideways, then up, then forward, each time first the affine ones,
+    then a Gaussian bump around each control and its mirror image."""
+    x, y, z = ((points - centre) / UNIT).T
+    near = lambda c: np.exp(-0.5 * ((points[:, None] - c) ** 2).sum(-1) / reach**2)
+    side = controls[:, 0] > 0
+    middle, left, right = near(controls[~side]).T, near(controls[side]).T, near(controls[side] * FLIP).T
+    across = [x, *(left - right)]
+    along = [np.ones_like(x), y, z, *middle, *(left + right)]
+    fields, affine = [], []
+    for axis, (values, first) in enumerate(((across, 1), (along, 3), (along, 3))):
+        for k, value in enumerate(values):
             field = np.zeros((len(points), 3))
-            field[:, axis] = term
-            out.append(field)
-    return np.stack(out)
+            field[:, axis] = value
+            fields.append(field)
+            affine.append(k < first)
+    return np.stack(fields), np.array(affine)
 
 
 def correlation(parameters: KernelParameters, axis: int, pa, ua, pb, ub) -> np.ndarray:
@@ -110,6 +119,7 @@ def identity_basis(
     importance: np.ndarray,
     symmetric: int,
     antisymmetric: int,
+    contact: tuple[np.ndarray, np.ndarray],
     rank: int = 700,
 ) -> np.ndarray:
     """Truncated eigen-expansion on the left half and the midline.
@@ -122,13 +132,16 @@ def identity_basis(
         root: [V, 3, 3] amplitude of the local part: root of its covariance.
         root_symmetric: [V, 3, 3] the same for the symmetric part, see `own_variance`.
         importance: [V] positive.
+        contact: rows of the upper lip, and of the lower lip where it touches them (`touching`).
     Returns:
         [K, V, 3] on the left half: first the symmetric, then the antisymmetric modes, each by falling
         variance.
     """
-    terms = polynomial_terms(points, parameters.centre, parameters.degree)
+    fields, _ = coarse_fields(points, parameters.centre, parameters.controls, parameters.reach)
     value, vector = np.linalg.eigh(parameters.coefficients)
-    poly = np.einsum("pk,pvc->kvc", vector * np.sqrt(np.maximum(value, 0)), terms).reshape(len(value), -1).T
+    coarse = (
+        np.einsum("pk,pvc->kvc", vector * np.sqrt(np.maximum(value, 0)), fields).reshape(len(value), -1).T
+    )
     out = []
     for sign, count in ((1.0, symmetric), (-1.0, antisymmetric)):
         if count == 0:
@@ -137,7 +150,8 @@ def identity_basis(
         amplitude = (root_symmetric if sign > 0 else root) * np.sqrt(gain)
         factor = pivoted_cholesky(parameters, points, layout, amplitude, sign, importance, rank)
         if sign > 0:
-            factor = np.concatenate([poly, factor], axis=1)
+            factor = np.concatenate([coarse, factor], axis=1)
+        factor = touching(factor, *contact)
         weight = np.repeat(importance, 3)[:, None]
         value, vector = np.linalg.eigh(factor.T @ (weight * factor))
         order = np.argsort(value)[::-1][:count]
@@ -147,6 +161,19 @@ def identity_basis(
         )[:, None, None]
         out.append(basis)
     return np.concatenate(out)
+
+
+def touching(factor: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    """[3V, R]: a factor G of the covariance G G^T, given that upper and lower points differ as in the mean
+    face, up to CONTACT: whoever looks neutral has closed lips, and no lips pass through each other. Without
+    it a fit can open the jaw in all photos of a person whose lips are closed, and close them in the shape.
+
+    Regression of Gaussians: G (I + C^T C / CONTACT^2)^(-1/2), C the rows of `upper` less those of `lower`.
+    """
+    each = factor.reshape(-1, 3, factor.shape[1])
+    apart = (each[upper] - each[lower]).reshape(-1, factor.shape[1]) / CONTACT
+    value, vector = np.linalg.eigh(np.eye(factor.shape[1]) + apart.T @ apart)
+    return factor @ (vector / np.sqrt(value)) @ vector.T
 
 
 def pivoted_cholesky(parameters, points, layout, root, sign, importance, rank) -> np.ndarray:

@@ -6,16 +6,30 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .kernel import FLIP, matrix_roots, polynomial_terms
+from .kernel import FLIP, matrix_roots
+
+RIDGE = 1e-3  # of the mean diagonal of the normal equations: bumps overlap
 
 
-def fit_polynomial(
-    displacement: np.ndarray, points: np.ndarray, centre: np.ndarray, degree: int
+def fit_coarse(
+    displacement: np.ndarray, fields: np.ndarray, affine: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
-    """Least-squares polynomial coefficients [N, K] of mirror-symmetric displacements [K, V, 3]."""
-    terms = polynomial_terms(points, centre, degree)
-    flat = displacement.reshape(len(displacement), -1)
-    return np.linalg.lstsq(terms.reshape(len(terms), -1).T, flat.T, rcond=None)[0]
+    """Least-squares coefficients [N, K] of `coarse_fields` for mirror-symmetric displacements [K, V, 3]:
+    first of the affine ones, which reach over the whole head, on the face alone; then of the bumps, on what
+    these leave of the whole skin.
+
+    counts: [V] how much a point counts, 1 on the face.
+    """
+    flat = fields.reshape(len(fields), -1)
+    seen = displacement.reshape(len(displacement), -1).T
+    found = np.zeros((len(fields), len(displacement)))
+    for some, weight in ((affine, counts == 1), (~affine, counts)):
+        weighted = flat[some] * np.repeat(weight, 3)
+        normal = weighted @ flat[some].T
+        normal += RIDGE * np.trace(normal) / len(normal) * np.eye(len(normal))
+        found[some] = np.linalg.solve(normal, weighted @ seen)
+        seen = seen - flat[some].T @ found[some]
+    return found
 
 
 def fit_kernel(
@@ -28,7 +42,7 @@ def fit_kernel(
 
     Args:
         sites: [P, 3] left half and midline, mm.  layout: [P, 2].
-        local: [K, P, 3] displacements (symmetric part, polynomial removed) of K independent unit
+        local: [K, P, 3] displacements (symmetric part, coarse shape removed) of K independent unit
             coefficients.
     """
     torch.set_default_dtype(torch.float64)

@@ -4,8 +4,8 @@
 
 Takes a few hundred named sites of the left half of the face and of the midline (lid margins, lip contours,
 brows, nose, jaw, ...) and records for each the mean position, the covariance over people, and the mean
-displacement in each named facial expression. The right half follows by mirroring. No mesh, no basis and no
-mode is copied.
+displacement in each named facial expression; and the covariance of the coarse shape of heads. The right half
+follows by mirroring. No mesh, no basis and no mode is copied.
 
 Source:
     Li et al., "Learning Formation of Physically-Based Face Attributes", CVPR 2020 (ICT-FaceKit, MIT licence).
@@ -25,8 +25,8 @@ from scipy.spatial import cKDTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from generic_build.figures import LayoutSpline
-from generic_build.kernel import polynomial_terms
-from generic_build.kernel_fit import fit_kernel, fit_polynomial
+from generic_build.kernel import coarse_fields
+from generic_build.kernel_fit import fit_coarse, fit_kernel
 from generic_build.skin_mesh import inside
 
 NECK_END = np.array([0.0, 1.0, 0.4, 112.0])  # plane (normal, offset; mm) that ends the neck
@@ -39,7 +39,14 @@ PROFILE = {  # height in mm of sites on the midline below the lip
     "chin_below": -80.0,
 }
 NOSTRIL = np.array([6.97, 7.05, 102.22])  # mm, the deepest place of the left nostril
-DEGREE = 1  # of the polynomial part of the identity kernel
+SKIN_COUNTS = (1.0, 0.5, 0.3)  # how much the face, what is round it, head and neck count in the coarse shape
+REACH = 40.0  # mm, of the bumps around the controls of the coarse shape
+CONTROLS = (  # mm, left half and midline
+    *((0, 85, 95), (0, 38, 107), (0, 4, 128), (0, -34, 117), (0, -78, 102)),  # forehead, nose, mouth, chin
+    *((40, 75, 80), (62, 45, 55), (35, 34, 88)),  # forehead, temple, eye
+    *((52, 5, 75), (28, -12, 105), (58, -25, 55)),  # cheeks
+    *((28, -40, 103), (32, -70, 85), (57, -53, 35)),  # corner of the mouth, jaw
+)
 SPACING = 1.8
 MOST_SITES = 400  # both halves
 LOOPS = {
@@ -374,7 +381,7 @@ def measure_people(ict, face: Surface, sites: list[Site]) -> tuple[np.ndarray, n
     """Variation over people at the sites, after removing the best rigid motion of the face area (linearised).
 
     Returns:
-        covariance [P, 3, 3], covariance without the polynomial part [P, 3, 3], and the kernel's parameters.
+        covariance [P, 3, 3], covariance without the coarse shape [P, 3, 3], and the kernel's parameters.
     """
     site, opposite = face.weights(sites), mirrored_site(face.weights(sites), face.image)
     position, layout = site @ face.mean, site @ np.nan_to_num(face.plane)
@@ -389,14 +396,18 @@ def measure_people(ict, face: Surface, sites: list[Site]) -> tuple[np.ndarray, n
     covariance = 0.5 * sum(np.einsum("kpi,kpj->pij", a, a) for a in (at, mirrored))
 
     centre = np.array([0.0, *face.mean[rows, 1:].mean(0)])
-    whole = 0.5 * (basis[:, rows] + basis[:, face.image[rows]] * [-1, 1, 1])
-    coefficient = fit_polynomial(whole, face.mean[rows], centre, DEGREE)
-    rest = symmetric - np.einsum("nk,npc->kpc", coefficient, polynomial_terms(position, centre, DEGREE))
+    controls = np.array(CONTROLS, float)
+    skin = np.flatnonzero(face.region < len(SKIN_COUNTS))
+    whole = 0.5 * (basis[:, skin] + basis[:, face.image[skin]] * [-1, 1, 1])
+    counts = np.array(SKIN_COUNTS)[face.region[skin]]
+    coefficient = fit_coarse(whole, *coarse_fields(face.mean[skin], centre, controls, REACH), counts)
+    fields, _ = coarse_fields(position, centre, controls, REACH)
+    rest = symmetric - np.einsum("nk,npc->kpc", coefficient, fields)
     local = np.einsum("kpi,kpj->pij", rest, rest)
     front = np.array(
         [not s[0].startswith(("neck", "skull", "ear", "nostril_inner", "nostril_deep")) for s in sites]
     )
-    kernel = {"degree": DEGREE, "centre": centre.round(2).tolist()}
+    kernel = {"centre": centre.round(2).tolist(), "controls": controls.tolist(), "reach": REACH}
     kernel["coefficients"] = [[round(float(x), 4) for x in row] for row in coefficient @ coefficient.T]
     kernel |= fit_kernel(position[front], layout[front], rest[:, front])
     kernel["asymmetry"] = round(
@@ -450,8 +461,8 @@ def write(target, sites, position, layout, covariance, local, expression, eye, k
         "units": "millimetres; +x to the subject's left, +y up, +z out of the face; left half and midline "
         "only",
         "columns": "position: mean; layout: place of the site in a planar map of the head; covariance: xx "
-        "xy xz yy yz zz over people after rigid alignment; local: the same of what a symmetric polynomial "
-        "of the position leaves; expression: mean displacement on this side, then on the other side "
+        "xy xz yy yz zz over people after rigid alignment; local: the same of what the coarse shape "
+        "leaves; expression: mean displacement on this side, then on the other side "
         "(mirrored) for one-sided shapes",
         "neck_end": NECK_END.tolist(),
         "eye": eye | {"centre": number(eye["centre"], 2), "radius": round(eye["radius"], 2)},

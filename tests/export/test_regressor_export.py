@@ -438,7 +438,7 @@ def test_the_command(tmp_path):
     run = CliRunner().invoke(main, words)
     assert run.exit_code == 0 and f"written: {program} and {tmp_path / 'face.json'}" in run.output, run.output
     out = torch.jit.load(str(program))(torch.rand(1, 2, 3, 32, 32), torch.tensor([[True, False]]))
-    assert out[0].shape == (1, 120) and out[2].shape == (1, 2, 53)
+    assert out[0].shape == (1, 118) and out[2].shape == (1, 2, 53)
     again = CliRunner().invoke(main, words)
     assert (
         again.exit_code == 1

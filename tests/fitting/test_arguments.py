@@ -142,7 +142,7 @@ def test_points_for_the_photos_of_a_folder(anna):
 
 def test_points_of_photos_with_distortion(anna):
     """They are those of the photo as it is, as in files."""
-    camera = {"K": [[200.0, 0, 95.5], [0, 200, 95.5], [0, 0, 1]], "distortion": [-0.1, 0, 0, 0]}
+    camera = {"K": [[200.0, 0, 95.5], [0, 200, 95.5], [0, 0, 1]], "distortion": [-0.15, 0, 0, 0]}
     (anna / "cameras.json").write_text(json.dumps({"view0": camera}))
     read = load_subject(anna)
     (anna / "cameras.json").unlink()

@@ -211,7 +211,7 @@ def test_identity_modes_are_ordered_and_independent(model, rebuilt):
 
 
 def test_variance_at_landmarks_is_the_measured_one(model):
-    """Coefficients ~ N(0, I) must reproduce the spread of people; 120 modes keep most, never more than a
+    """Coefficients ~ N(0, I) must reproduce the spread of people; 118 modes keep most, never more than a
     little."""
     table = json.loads((ASSETS / "generic_figures.json").read_text())
     corners = model["triangles"][model["landmark_triangles"]]
@@ -301,7 +301,7 @@ def test_takes_the_shape_of_a_random_ict_person():
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
     ict = np.load(ICT)
-    model = bench.Model(ASSETS / "generic.npz", 120)
+    model = bench.Model(ASSETS / "generic.npz", 118)
     rows = np.arange(0, 6706, 6)
     mean, basis = ict["mean"].astype(np.float64), ict["identity_basis"].astype(np.float64)
     marks = ict["landmarks68"]
