@@ -373,7 +373,7 @@ def test_a_program_that_differs_is_not_kept(trained, tmp_path, monkeypatch):
 
     def wrong(program, images, valid, names, path):
         with torch.no_grad():
-            heads = ("identity_head", "shape_head", "head")
+            heads = ("identity_head", "line", "shape_head", "head")
             inner = getattr(program.network, "model", program.network)
             head = next(getattr(inner, name) for name in heads if hasattr(inner, name))
             for parameter in head.parameters():

@@ -17,6 +17,7 @@ from test_parsing import Parser
 from fitkit.energies.registry import REGISTRY
 from fitkit.errors import InputError
 from fitkit.nets.predictor import Prediction
+from fitkit.observe.landmarks.types import Landmarks
 from fitkit.scene.depth_state import DepthState
 from fitkit.scene.position_map import PositionMap
 from fitkit.scene.state import SceneState
@@ -71,8 +72,8 @@ def predicted(name):
         return x, Prediction(part, identity_sigma=sigma, subject=subject), observations
     if isinstance(part, DepthState):
         return x, Prediction(depth=part), observations
-    if isinstance(part, torch.Tensor):
-        return x, Prediction(parse=part, subject=torch.zeros(len(part), dtype=torch.int64)), observations
+    if isinstance(part, Landmarks):
+        return x, Prediction(landmarks=part, subject=torch.zeros(2, dtype=torch.int64)), observations
     if isinstance(part, torch.Tensor):
         return x, Prediction(parse=part, subject=torch.zeros(len(part), dtype=torch.int64)), observations
     assert isinstance(part, PositionMap)
