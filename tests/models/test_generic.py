@@ -210,6 +210,16 @@ def test_identity_modes_are_ordered_and_independent(model, rebuilt):
     assert np.abs(unit @ unit.T - np.eye(len(unit))).mean() < 0.08
 
 
+def test_lips_of_a_neutral_face_touch(model):
+    """Opposite points of the inner lips differ as in the mean face, to a quarter of a millimetre."""
+    corners = model["triangles"][model["landmark_triangles"]]
+    rows = model["identity_basis"][:, corners].astype(float)
+    modes = np.einsum("kpjc,pj->kpc", rows, model["landmark_barycentric"])
+    for upper, lower in ((61, 67), (62, 66), (63, 65)):
+        assert np.linalg.norm(modes[:, upper] - modes[:, lower], axis=0).max() < 0.25
+        assert np.linalg.norm(modes[:, upper], axis=0)[1:].min() > 1.5
+
+
 def test_variance_at_landmarks_is_the_measured_one(model):
     """Coefficients ~ N(0, I) must reproduce the spread of people; 118 modes keep most, never more than a
     little."""

@@ -43,8 +43,8 @@ def model():
 @pytest.fixture(scope="module")
 def samples(model):
     recipe = load_synth_recipe("clean", ["size=64", "views=3"])
-    rendered = SynthDataset(recipe, 6, model, {"vertices"})
-    return [rendered[i] for i in range(3, 6)]
+    rendered = SynthDataset(recipe, 3, model, {"vertices"})
+    return [rendered[i] for i in range(3)]
 
 
 @pytest.mark.slow
