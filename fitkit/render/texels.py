@@ -53,6 +53,13 @@ class Texels:
         )
         return cls(size, surface.pixel.numpy(), triangle, matrix)
 
+    def mm_per_texel(self, model: FaceModel) -> float:
+        """Usual length of the side of a texel on the model's mean, mm."""
+        corners = model.mean[model.triangles[torch.as_tensor(self.triangle)]]
+        area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1) / 2
+        count = np.bincount(self.triangle)[self.triangle]
+        return float(np.median(np.sqrt(area.numpy() / count)))
+
     def carried(self, model: FaceModel, onto: Correspondence) -> tuple[Texels, np.ndarray]:
         """The same texels as surface points of `model`, and which of them correspond to one, [N] bool.
 

@@ -21,11 +21,15 @@ import torch
 
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.geometry.membrane import Membrane
+from fitkit.geometry.normals import vertex_normals
+from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.appearance import EYES, INSIDE, default_albedo, in_region
 from fitkit.models.correspondence import Correspondence
 from fitkit.models.face_model import FaceModel
+from fitkit.render.relight import leftover_light, usable_colors
 from fitkit.render.texels import Texels
 from fitkit.render.view_colors import (
+    DARK,
     SHARP,
     CroppedView,
     LookupOptions,
@@ -35,14 +39,15 @@ from fitkit.render.view_colors import (
     sight_cosine,
 )
 
-DARK = 2e-3  # linear colours below this are too noisy for ratios
 INSIDE_LIGHT = 0.35
 FULL = 0.05  # blending weight from which a texel counts as fully seen
 SMALL = 256  # side of the map of the smooth colours, at most
 BESIDE = ("neck", "ear")  # how the names of parts begin
 CHIN, BEHIND_CHIN_MM = 8, 12.0  # landmark, and what is below it and farther back is no face any more
-ALIKE = 0.55  # log units: a colour beside the face that is farther from the face's loses weight, up to twice
+BROWS_AND_EYES = slice(17, 48)  # of the 68
+FOREHEAD_MM = 14.0, 26.0  # from brows and eyes: hair may hang into what is farther, surely beyond the second
 BEYOND = 1e-4  # weight of smooth colours beyond what is seen
+FEATHER_MM = 8.0  # how far from their border colours of photos fade out where hair and clothes begin
 LEAST_LIGHT = 0.4  # of a view's usual light: where less is expected it is not believed
 
 
@@ -52,7 +57,8 @@ class TextureOptions:
 
     lookup: visibility and trust in single views; detail_power: how much the best view is preferred for
     details; blur: sigma of the split between the bands as a share of the map's side; max_views: photos used
-    at most; spread: deviation of a view's smooth colour from the mean, as a share of it, from which on it
+    at most; prefer: how many times as much as in others a texel counts in the photo that shows the face best,
+    because eyebrows and lips that are joined from photos of different moments are seen twice; spread: deviation of a view's smooth colour from the mean, as a share of it, from which on it
     loses weight.
     """
 
@@ -60,6 +66,7 @@ class TextureOptions:
     detail_power: float = 4.0
     blur: float = 0.012
     max_views: int = 12
+    prefer: float = 4.0
     spread: float = 0.15
 
 
@@ -128,14 +135,15 @@ def blend_views(
         layout: UV of another model; None = the model's own.
     """
     light = None if light is None else usable_light(light)
+    doubt = _may_show_other_things(model)
     lookups = [
-        ViewColors.of(view, model.triangles, None if light is None else light[i], options.lookup)
+        ViewColors.of(view, model.triangles, None if light is None else light[i], options.lookup, doubt)
         for i, view in enumerate(views)
     ]
     lookups = [
         replace(look, weight=look.weight * float(s)) for look, s in zip(lookups, sharpness(views, lookups))
     ]
-    return _Blend(model, lookups, options).maps(size, layout)
+    return _Blend(model, lookups, doubt, options).maps(size, layout)
 
 
 def usable_light(light: np.ndarray) -> np.ndarray:
@@ -151,17 +159,23 @@ class _Blend:
     """What is known of a person before a map is made: smooth colours in the small map of the model's own
     layout, which view shows the eyes, and what the vertices look like that nobody saw."""
 
-    def __init__(self, model: FaceModel, lookups: list[ViewColors], options: TextureOptions):
+    def __init__(
+        self, model: FaceModel, lookups: list[ViewColors], doubt: np.ndarray, options: TextureOptions
+    ):
         self.model, self.options = model, options
         self.texels = Texels.of(model, SMALL)
+        self.doubt = self.texels.matrix @ doubt
         self.eye = in_region(model, EYES).astype(np.float32)
         self.partner, self.paired = _mirror(model)
         self.lookups = lookups
-        self.skin_color: np.ndarray | None = None
-        self.outside = _may_show_clothes(model)
         samples = self._evened()
-        self.skin_color = self._usual_skin(samples)
-        samples = [(rgb, self._like_skin(self.texels, rgb, weight)) for rgb, weight in samples]
+        face = self.doubt < 0.01
+        shown = [float(weight[face].sum()) for _, weight in samples]
+        self.main = int(np.argmax(shown))
+        self.lookups[self.main] = replace(
+            self.lookups[self.main], weight=self.lookups[self.main].weight * options.prefer
+        )
+        samples[self.main] = samples[self.main][0], samples[self.main][1] * options.prefer
         self.eye_view = self._choose_eye_views(samples)
         samples = [(rgb, self._eyes_once(i, self.texels, weight)) for i, (rgb, weight) in enumerate(samples)]
         low = [
@@ -171,12 +185,14 @@ class _Blend:
         weights = [weight + BEYOND * reach for (_, weight), (_, reach) in zip(samples, low)]
         self.low, self.reach = [values for values, _ in low], [reach for _, reach in low]
         self.base = _robust_mean(self.low, weights, options.spread)
-        self.seen = np.minimum(1, np.sum([weight for _, weight in samples], 0) / FULL)
+        seen = np.minimum(1, np.sum([weight for _, weight in samples], 0) / FULL)
+        self.soft_seen = self._soft(seen)
+        self.seen = seen * self.soft_seen
         self._continue()
 
     def _evened(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Albedo and weights of all views in the small map, made alike by one gain for each, which becomes
-        part of its light. Each view has its own light, or all have one, whichever makes them agree better:
+        """Albedo and weights of all views in the small map, made alike by what their lights leave over, which
+        becomes part of them. Each view has its own light, or all have one, whichever makes them agree better:
         lights that are found one by one differ a little even where they are the same."""
         skin = (self.texels.matrix @ (self.model.skin | self.model.face).numpy().astype(np.float32)) > 0.99
         own = [self._sample(i, self.texels) for i in range(len(self.lookups))]
@@ -194,29 +210,23 @@ class _Blend:
         self.lookups = [
             replace(look, light=light / gain) for look, light, gain in zip(self.lookups, lights, gains)
         ]
-        return samples
+        at_vertices = sh_basis(vertex_normals(self.model.mean[None], self.model.triangles)[0]).numpy()
+        basis, mirrored_basis = (self.texels.matrix @ values for values in (at_vertices, at_vertices[self.partner]))
+        left = leftover_light(
+            samples,
+            [self._sample(i, self.texels, moved=self.partner) for i in range(len(samples))],
+            (basis, mirrored_basis),
+            skin,
+        )
+        self.lookups = [
+            replace(look, light=look.light * np.exp(at_vertices @ x)) for look, x in zip(self.lookups, left)
+        ]
+        return [(rgb / np.exp(basis @ x), weight) for (rgb, weight), x in zip(samples, left)]
 
     def _sample(
         self, i: int, texels: Texels, moved: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        rgb, weight = self.lookups[i].sample(texels.matrix, moved, None if moved is None else self.paired)
-        return rgb, self._like_skin(texels, rgb, weight)
-
-    def _like_skin(self, texels: Texels, rgb: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        """The weights [N], less where a colour beside the face is not like that of the face."""
-        if self.skin_color is None:
-            return weight
-        log = np.log(rgb.clip(DARK)) - self.skin_color
-        mean = log.mean(1)
-        away = np.abs(mean) + np.abs(log - mean[:, None]).max(1)
-        return weight * (1 - ((away - ALIKE) / ALIKE).clip(0, 1) * (texels.matrix @ self.outside))
-
-    def _usual_skin(self, samples: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray | None:
-        """Log colour [3] of the skin of the face; None where hardly any is seen."""
-        face = self.texels.matrix @ self.model.face.numpy().astype(np.float32) > 0.99
-        seen = [rgb[face & (weight > 0.15)] for rgb, weight in samples]
-        found = np.concatenate(seen)
-        return np.median(np.log(found.clip(DARK)), 0).astype(np.float32) if len(found) >= 100 else None
+        return self.lookups[i].sample(texels.matrix, moved, None if moved is None else self.paired)
 
     def _choose_eye_views(self, samples: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """[V] the view that each vertex of an eye is taken from, -1 elsewhere: one for both eyes where it
@@ -250,7 +260,9 @@ class _Blend:
         self.ratio = smooth.solve(both, log - log[partner], np.zeros(6, np.float32))
 
         mirrored, weight = self._mirrored(texels)
+        self.soft_known = self._soft(self._completed(self.base, self.seen, mirrored, weight)[0])
         known, full = self._completed(self.base, self.seen, mirrored, weight)
+        known *= self.soft_known
         color, trusted = texels.to_vertices(full, known)
         there = trust[partner] * self.paired
         other = log[partner, 3:] + self.ratio[:, 3:]
@@ -303,6 +315,15 @@ class _Blend:
         ratio = np.exp(texels.matrix @ self.ratio[:, :3])
         return total / np.maximum(weight, 1e-8)[:, None] * ratio, weight
 
+    def _soft(self, known: np.ndarray) -> np.ndarray:
+        """[N] in [0, 1], of the small map: 0 at the border of what is known, `known` [N], where hair or clothes
+        may begin there, 1 far from it and elsewhere."""
+        size, there = self.texels.size, np.ones(self.texels.size**2, np.uint8)
+        there[self.texels.index] = known > 0.5
+        distance = cv2.distanceTransform(there.reshape(size, size), cv2.DIST_L2, 5).reshape(-1)
+        t = (distance[self.texels.index] * self.texels.mm_per_texel(self.model) / FEATHER_MM).clip(0, 1)
+        return 1 - self.doubt * (1 - t * t * (3 - 2 * t))
+
     @staticmethod
     def _completed(
         albedo: np.ndarray, seen: np.ndarray, mirrored: np.ndarray, weight: np.ndarray
@@ -319,13 +340,13 @@ class _Blend:
         if layout is not None:
             texels, there = texels.carried(self.model, layout.onto)
         base = None
+        small = (np.stack([self.soft_seen, self.soft_known], 1), self.base, *self.low)
         if layout is None:
-            base = [self.texels.picture(values) for values in (self.base, *self.low)]
+            base = [self.texels.picture(values) for values in small]
         else:
-            reached = [np.sum(self.reach, 0), *self.reach]
+            reached = [np.ones(len(self.base)), np.sum(self.reach, 0), *self.reach]
             at_vertices = [
-                self.texels.to_vertices(values, reach)[0]
-                for values, reach in zip((self.base, *self.low), reached)
+                self.texels.to_vertices(values, reach)[0] for values, reach in zip(small, reached)
             ]
         n = len(texels.index)
         detail, total = np.zeros((n, 3), np.float32), np.full(n, 1e-20, np.float32)
@@ -339,15 +360,17 @@ class _Blend:
             weight = self._eyes_once(i, texels, weight)
             seen += weight
             sharp = weight**self.options.detail_power
-            detail += (rgb - smooth(1 + i)) * sharp[:, None]
+            detail += (rgb - smooth(2 + i)) * sharp[:, None]
             total += sharp
-        albedo = np.maximum(smooth(0) + detail / total[:, None], 0)
-        seen = np.minimum(1, seen / FULL)
+        albedo = np.maximum(smooth(1) + detail / total[:, None], 0)
+        soft_seen, soft_known = smooth(0).T
+        seen = np.minimum(1, seen / FULL) * soft_seen
         hole = np.flatnonzero(seen < 1)
         if len(hole):
             rows = texels.matrix[hole]
             part = replace(texels, index=texels.index[hole], triangle=texels.triangle[hole], matrix=rows)
             known, full = self._completed(albedo[hole], seen[hole], *self._mirrored(part))
+            known *= soft_known[hole]
             albedo[hole] = known[:, None] * full + (1 - known[:, None]) * (rows @ self.unseen)
         if layout is not None:
             self._plain_elsewhere(layout.model, texels, albedo, there)
@@ -367,7 +390,7 @@ def _pairs(
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Pairs of views, i > j, and log c_j / c_i [n, 3] of the texels at which both see skin, if there are
     enough."""
-    good = [(w > 0.15) & skin & (rgb.min(1) > 4e-3) & (rgb.max(1) < 4.0) for rgb, w in samples]
+    good = [usable_colors(rgb, w) & skin for rgb, w in samples]
     for i in range(len(samples)):
         for j in range(i):
             both = good[i] & good[j]
@@ -428,13 +451,21 @@ def low_band(
     return picture[:, :3] / np.maximum(picture[:, 3:], 1e-6), picture[:, 3]
 
 
-def _may_show_clothes(model: FaceModel) -> np.ndarray:
-    """[V] 0 or 1: ears, neck and what is below the chin, where collars and hair are taken for skin."""
+def _may_show_other_things(model: FaceModel) -> np.ndarray:
+    """[V] in [0, 1]: ears, neck and what is below the chin, where collars and hair are taken for skin, and
+    what is above or beside brows and eyes, where hair is."""
     named = np.array([name.startswith(BESIDE) for name in model.region_names])[model.region.numpy()]
-    chin = model.landmarks.points(model.mean[None], model.triangles)[0, CHIN].numpy()
+    points = model.landmarks.points(model.mean[None], model.triangles)[0].numpy()
     mean = model.mean.numpy()
-    below = (mean[:, 1] < chin[1]) & (mean[:, 2] < chin[2] - BEHIND_CHIN_MM)
-    return ((named & ~model.face.numpy()) | below).astype(np.float32)
+    below = (mean[:, 1] < points[CHIN, 1]) & (mean[:, 2] < points[CHIN, 2] - BEHIND_CHIN_MM)
+    upper = points[BROWS_AND_EYES][model.landmarks.present[BROWS_AND_EYES].numpy()]
+    above = np.zeros(len(mean), np.float32)
+    if len(upper):
+        near, far = FOREHEAD_MM
+        distance, _ = scipy.spatial.cKDTree(upper).query(mean)
+        height = (mean[:, 1] - upper[:, 1].min()) / near
+        above = ((distance - near) / (far - near)).clip(0, 1) * (1 + height).clip(0, 1)
+    return np.maximum((named & ~model.face.numpy()) | below, above).astype(np.float32)
 
 
 def _mirror(model: FaceModel) -> tuple[np.ndarray, np.ndarray]:

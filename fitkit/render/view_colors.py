@@ -24,6 +24,9 @@ STEP_MM = 6.0  # a larger one from pixel to pixel is an edge of the surface
 LEAST_SHARPNESS = 0.3  # share of the sharpest photo's; from here on other things matter more
 DIM = 0.35  # of a view's usual light: with less a colour loses weight
 ROWS = 1 << 20  # texels that are looked up at a time
+DARK = 2e-3  # linear colours below this are too noisy for ratios
+ALIKE = 0.55  # log units: a colour beside the face that is farther from the face's loses weight, up to twice
+STRAND_MM = 1.5  # what lies nearer to such a colour loses as much
 
 
 @dataclass(frozen=True)
@@ -121,22 +124,33 @@ class ViewColors:
         triangles: Tensor,
         light: np.ndarray | None = None,
         options: LookupOptions = LookupOptions(),
+        doubt: np.ndarray | None = None,
     ) -> ViewColors:
-        """light: None = white and the same everywhere."""
+        """light: None = white and the same everywhere; doubt: [V] in [0, 1], how much a colour there counts
+        only if it is like that of the vertices without any; None = all colours count."""
         vertices, camera = view.vertices, view.camera
         size = view.image.shape[:2]
         surface = Surface.visible(camera.clip(vertices[None])[0], triangles, size)
-        depth = surface.image(surface.interpolate(vertices[triangles][..., 2:]))[..., 0].numpy()
+        light = np.ones((len(vertices), 3), np.float32) if light is None else light
+        corners = [vertices[:, 2:], torch.as_tensor(light)]
+        if doubt is not None:
+            corners.append(torch.as_tensor(doubt)[:, None])
+        shown = surface.image(surface.interpolate(torch.cat(corners, 1)[triangles])).numpy()
+        depth = np.ascontiguousarray(shown[..., 0])
         density = pixels_per_mm(vertices[None], camera)
         cosine = sight_cosine(vertices, triangles, camera)[:, None]
+        image = _linear_table()[view.image]
+        margin = _margin(depth, view.mask, max(2.0, options.margin_mm * density))
+        if doubt is not None:
+            margin *= _like_face(image, shown[..., 1:4], shown[..., 4], margin, STRAND_MM * density)
         return cls(
-            _linear_table()[view.image],
+            image,
             depth,
-            _margin(depth, view.mask, max(2.0, options.margin_mm * density)),
+            margin,
             torch.cat([vertices, cosine], -1).numpy().astype(np.float32),
             camera,
             min(density, SHARP),
-            np.ones((len(vertices), 3), np.float32) if light is None else light,
+            light,
             options,
         )
 
@@ -254,6 +268,25 @@ def _margin(depth: np.ndarray, mask: np.ndarray | None, width: float) -> np.ndar
     distance = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     t = ((distance - 1) / width).clip(0, 1)
     return t * t * (3 - 2 * t)
+
+
+def _like_face(
+    image: np.ndarray, light: np.ndarray, doubt: np.ndarray, margin: np.ndarray, reach: float
+) -> np.ndarray:
+    """[H, W] in [0, 1], less where the colour without light of a doubtful pixel, or of one nearer than
+    `reach` px, is not like that of the face; 1 everywhere where hardly any of the face is seen."""
+    seen = margin > 0
+    face = seen & (doubt < 0.01) & (margin > 0.5)
+    if face.sum() < 100:
+        return np.ones_like(margin)
+    log = np.log(np.maximum(image[seen], DARK) / np.maximum(light[seen], DARK))
+    log -= np.median(log[face[seen]], 0)
+    mean = log.mean(1)
+    away = np.abs(mean) + np.abs(log - mean[:, None]).max(1)
+    like = np.ones_like(margin)
+    like[seen] = 1 - ((away - ALIKE) / ALIKE).clip(0, 1) * doubt[seen].clip(0, 1)
+    side = 2 * max(1, round(reach)) + 1
+    return cv2.erode(like, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
 
 
 @lru_cache(maxsize=1)
