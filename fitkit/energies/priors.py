@@ -83,7 +83,8 @@ class ExpressionPrior(PlainEnergy):
 
     Blend-shape weights live in 0..1, so negative ones are only allowed as a small correction; Gaussian
     coefficients have one sigma for both signs. owner: [B] int64, views with the same one (a moment, a person)
-    share an expression, which counts once; None: each view has its own. group_radius: 0, or in sigmas:
+    share an expression, which counts once or, every_view, as often as there are views of it; None: each view
+    has its own. group_radius: 0, or in sigmas:
     `freeze` gives blend shape k of a person the weight 1 / (1 + m_k / group_radius^2), m_k its mean squared
     residual over the expressions. A shape that they agree on costs little in all of them, one that is hardly
     used is pressed to zero, so that identity and expression do not share what one of them explains. spread:
@@ -99,6 +100,7 @@ class ExpressionPrior(PlainEnergy):
     owner: Tensor | None = None
     group_radius: float = 0.0
     spread: Tensor | None = None
+    every_view: bool = False
     weight: Tensor | None = None  # [B, K_ex] in (0, 1], set by freeze
     name = "expression_prior"
 
@@ -136,6 +138,10 @@ class ExpressionPrior(PlainEnergy):
         b = state.expression[views]
         value = (b * self._inverse(b))[..., None]
         weight = None if self.weight is None else self.weight[views].to(value)
+        if self.every_view and self.owner is not None:
+            number = self.owner.to(views)
+            times = (number[:, None] == number[views]).sum(0).to(value)[:, None]
+            weight = times.expand(value.shape[:2]) if weight is None else weight * times
         return Residuals(value, _everything(value), weight, state.subject[views])
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
@@ -413,7 +419,9 @@ def _make_expression_prior(context: Context, o: ExpressionPriorTerm) -> Expressi
     known = context.expression
     spread = None if known is None else shape_spread(meaning.names)
     sigmas: Any = o if known is None else known
-    return ExpressionPrior(sigmas.sigma, sigmas.sigma_negative, owner, o.group_radius, spread)
+    return ExpressionPrior(
+        sigmas.sigma, sigmas.sigma_negative, owner, o.group_radius, spread, every_view=known is not None
+    )
 
 
 def _make_joint_prior(context: Context, o: EnergyOptions) -> JointPrior:

@@ -56,7 +56,9 @@ class Texels:
     def mm_per_texel(self, model: FaceModel) -> float:
         """Usual length of the side of a texel on the model's mean, mm."""
         corners = model.mean[model.triangles[torch.as_tensor(self.triangle)]]
-        area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1) / 2
+        area = (
+            torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1) / 2
+        )
         count = np.bincount(self.triangle)[self.triangle]
         return float(np.median(np.sqrt(area.numpy() / count)))
 
@@ -100,12 +102,12 @@ class Texels:
         return bilinear(picture, x, y)
 
     def to_vertices(self, values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Texel values [N, 3] -> per-vertex mean [V, 3] (weighted) and mean weight [V]."""
+        """Texel values [N, C] -> per-vertex mean [V, C] (weighted) and mean weight [V]."""
         total = self.matrix.T @ np.concatenate(
             [values * weight[:, None], weight[:, None], np.ones_like(weight[:, None])], 1
         )
-        mean = total[:, :3] / np.maximum(total[:, 3:4], 1e-8)
-        return mean.astype(np.float32), (total[:, 3] / np.maximum(total[:, 4], 1e-8)).astype(np.float32)
+        mean = total[:, :-2] / np.maximum(total[:, -2:-1], 1e-8)
+        return mean.astype(np.float32), (total[:, -2] / np.maximum(total[:, -1], 1e-8)).astype(np.float32)
 
 
 def bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -1,11 +1,12 @@
 """One UV map of a person's skin without light, and one with it, from all views.
 
 Order of work: each photo is cut to the head and scaled once (`CroppedView`), and its colours are divided by
-the light that falls on the surface (`ViewColors`); the photos are matched to each other by one gain per
-channel. Smooth colours are a robust mean over the views, found in a small map, and details come from the best
-view, texel by texel (two bands). The eyes, which turn between photos, come from one photo. Texels that no
-photo shows are taken from the other half of the face, then spread over the surface, guided by the model's
-albedo.
+the light that falls on the surface (`ViewColors`); the photos are matched to each other, and to their own
+mirror images, by what is left of the light (`leftover_light`). Smooth colours are a robust mean over the
+views, found in a small map, and details come from the best view, texel by texel (two bands); one photo, the
+main one, is preferred for both. The eyes, which turn between photos, come from one photo. Towards hair and
+clothes the photos fade out. Texels that no photo shows are taken from the other half of the face, then spread
+over the surface, guided by the model's albedo.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ SMALL = 256  # side of the map of the smooth colours, at most
 BESIDE = ("neck", "ear")  # how the names of parts begin
 CHIN, BEHIND_CHIN_MM = 8, 12.0  # landmark, and what is below it and farther back is no face any more
 BROWS_AND_EYES = slice(17, 48)  # of the 68
-FOREHEAD_MM = 14.0, 26.0  # from brows and eyes: hair may hang into what is farther, surely beyond the second
+FOREHEAD_MM = 9.0, 20.0  # from brows and eyes: hair may hang into what is farther, surely beyond the second
 BEYOND = 1e-4  # weight of smooth colours beyond what is seen
 FEATHER_MM = 8.0  # how far from their border colours of photos fade out where hair and clothes begin
 LEAST_LIGHT = 0.4  # of a view's usual light: where less is expected it is not believed
@@ -57,9 +58,9 @@ class TextureOptions:
 
     lookup: visibility and trust in single views; detail_power: how much the best view is preferred for
     details; blur: sigma of the split between the bands as a share of the map's side; max_views: photos used
-    at most; prefer: how many times as much as in others a texel counts in the photo that shows the face best,
-    because eyebrows and lips that are joined from photos of different moments are seen twice; spread: deviation of a view's smooth colour from the mean, as a share of it, from which on it
-    loses weight.
+    at most; prefer: how many times as much the photo that shows the face best counts, because brows and lips
+    from photos of different moments do not lie on each other; spread: deviation of a view's smooth colour
+    from the mean, as a share of it, from which on it loses weight.
     """
 
     lookup: LookupOptions = field(default_factory=LookupOptions)
@@ -169,12 +170,9 @@ class _Blend:
         self.partner, self.paired = _mirror(model)
         self.lookups = lookups
         samples = self._evened()
-        face = self.doubt < 0.01
-        shown = [float(weight[face].sum()) for _, weight in samples]
-        self.main = int(np.argmax(shown))
-        self.lookups[self.main] = replace(
-            self.lookups[self.main], weight=self.lookups[self.main].weight * options.prefer
-        )
+        self.main = self._main_view(samples)
+        preferred = self.lookups[self.main]
+        self.lookups[self.main] = replace(preferred, weight=preferred.weight * options.prefer)
         samples[self.main] = samples[self.main][0], samples[self.main][1] * options.prefer
         self.eye_view = self._choose_eye_views(samples)
         samples = [(rgb, self._eyes_once(i, self.texels, weight)) for i, (rgb, weight) in enumerate(samples)]
@@ -211,7 +209,9 @@ class _Blend:
             replace(look, light=light / gain) for look, light, gain in zip(self.lookups, lights, gains)
         ]
         at_vertices = sh_basis(vertex_normals(self.model.mean[None], self.model.triangles)[0]).numpy()
-        basis, mirrored_basis = (self.texels.matrix @ values for values in (at_vertices, at_vertices[self.partner]))
+        basis, mirrored_basis = (
+            self.texels.matrix @ values for values in (at_vertices, at_vertices[self.partner])
+        )
         left = leftover_light(
             samples,
             [self._sample(i, self.texels, moved=self.partner) for i in range(len(samples))],
@@ -223,14 +223,27 @@ class _Blend:
         ]
         return [(rgb / np.exp(basis @ x), weight) for (rgb, weight), x in zip(samples, left)]
 
+    def _main_view(self, samples: list[tuple[np.ndarray, np.ndarray]]) -> int:
+        """The view that shows the face best, and as the others do: shadows are not as the others."""
+        face = self.doubt < 0.01
+        apart = [[] for _ in samples]
+        for i, j, log in _pairs(samples, face):
+            apart[i].append(np.abs(log).mean())
+            apart[j].append(np.abs(log).mean())
+        score = [
+            weight[face].sum() / (1 + np.square(np.mean(away or [0.0]) / self.options.spread))
+            for (_, weight), away in zip(samples, apart)
+        ]
+        return int(np.argmax(score))
+
     def _sample(
         self, i: int, texels: Texels, moved: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         return self.lookups[i].sample(texels.matrix, moved, None if moved is None else self.paired)
 
     def _choose_eye_views(self, samples: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """[V] the view that each vertex of an eye is taken from, -1 elsewhere: one for both eyes where it
-        shows both about as well as any."""
+        """[V] the view that each vertex of an eye is taken from, -1 elsewhere: the main one or else one for
+        both eyes, where it shows them about as well as any."""
         side = self.model.mean[:, 0].numpy() > 0
         view = np.full(self.model.num_vertices, -1)
         if not self.eye.any():
@@ -242,7 +255,10 @@ class _Blend:
         both = int(np.sqrt(scores[0] * scores[1]).argmax())
         for one, score in zip((side, ~side), scores):
             best = int(score.argmax())
-            view[(self.eye > 0) & one] = both if score[both] >= 0.5 * score[best] else best
+            for choice in (self.main, both, best):
+                if score[choice] >= 0.5 * score[best]:
+                    view[(self.eye > 0) & one] = choice
+                    break
         return view
 
     def _eyes_once(self, i: int, texels: Texels, weight: np.ndarray) -> np.ndarray:
@@ -316,8 +332,8 @@ class _Blend:
         return total / np.maximum(weight, 1e-8)[:, None] * ratio, weight
 
     def _soft(self, known: np.ndarray) -> np.ndarray:
-        """[N] in [0, 1], of the small map: 0 at the border of what is known, `known` [N], where hair or clothes
-        may begin there, 1 far from it and elsewhere."""
+        """[N] in [0, 1], of the small map: 0 at the border of what is known, `known` [N], where hair or
+        clothes may begin, 1 far from it and elsewhere."""
         size, there = self.texels.size, np.ones(self.texels.size**2, np.uint8)
         there[self.texels.index] = known > 0.5
         distance = cv2.distanceTransform(there.reshape(size, size), cv2.DIST_L2, 5).reshape(-1)
@@ -345,9 +361,7 @@ class _Blend:
             base = [self.texels.picture(values) for values in small]
         else:
             reached = [np.ones(len(self.base)), np.sum(self.reach, 0), *self.reach]
-            at_vertices = [
-                self.texels.to_vertices(values, reach)[0] for values, reach in zip(small, reached)
-            ]
+            at_vertices = [self.texels.to_vertices(values, reach)[0] for values, reach in zip(small, reached)]
         n = len(texels.index)
         detail, total = np.zeros((n, 3), np.float32), np.full(n, 1e-20, np.float32)
         seen = np.zeros(n, np.float32)

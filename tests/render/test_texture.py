@@ -210,6 +210,32 @@ def test_what_is_not_like_skin_beside_the_face_stays_out():
     assert off[0] < 0.5 * off[1]
 
 
+def test_hair_on_the_forehead_stays_out():
+    model = tiny_model()
+    height = model.mean[:, 1]
+    skin = torch.tensor([0.8, 0.6, 0.5]).expand(model.num_vertices, 3)
+    hair = torch.where((height > height.quantile(0.75))[:, None], torch.tensor([0.2, 0.15, 0.1]), skin)
+    top = (height > height.quantile(0.85)).numpy() & interior(model)
+    found = at_vertices(blend_texture(tiny_result(model=model, size=192, colors=hair), SIZE), model)
+    assert top.sum() >= 10 and np.abs(found[top] - skin[0].numpy() * 255).mean() < 8
+
+
+def test_photos_of_other_moments_are_not_mixed():
+    """Brows that are raised in one photo would be seen twice."""
+    model = tiny_model()
+    wave = torch.sin(model.mean[:, 1] / 6)[:, None] * torch.tensor([0.1, 0.1, 0.1])
+    colors = [torch.tensor([0.7, 0.55, 0.45]) + sign * wave for sign in (1, -1)]
+    results = [tiny_result(model=model, size=192, colors=c) for c in colors]
+    views = tuple(results[int(i != 1)].subject.views[i] for i in range(3))
+    seen, off = (cosines(results[0])[1] > 0.5) & interior(model), {}
+    for prefer in (1.0, TextureOptions().prefer):
+        texture = blend_texture(
+            replace(results[0], subject=Subject("t", views)), SIZE, TextureOptions(prefer=prefer)
+        )
+        off[prefer] = np.abs(at_vertices(texture, model) - colors[1].numpy() * 255)[seen].mean()
+    assert off[4.0] < 0.7 * off[1.0]
+
+
 def test_maps_in_the_layout_of_another_model():
     result = tiny_result(size=192)
     model = result.model
