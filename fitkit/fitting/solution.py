@@ -29,6 +29,7 @@ class Solution:
     jaw_rule: str = "auto"  # what the jaw points are, see `LandmarkReprojection`; 'auto': not known yet
     start: str = "landmarks"  # or 'regressor': where the fit began
     offset_spread: float = 1.0  # of the landmarks' offsets, over what their prior states
+    one_expression: bool = False  # all photos have been found to show the same
     light: Tensor | None = None  # [B, 9, C], the first estimate
     iterations: int = 0  # of the solver, trial fits included
     stages: tuple[StageReport, ...] = ()

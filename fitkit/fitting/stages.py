@@ -19,6 +19,7 @@ from fitkit.fitting.cameras import expression_owner
 from fitkit.fitting.choose_start import ChosenStart
 from fitkit.fitting.detail import solve_detail
 from fitkit.fitting.noise import given_sigma, measured_sigma, measured_spread, offset_prior, wrong_exif
+from fitkit.fitting.one_expression import may_share, shared_problem, shows_one
 from fitkit.fitting.recipe import FitRecipe, Stage
 from fitkit.fitting.report import StageReport
 from fitkit.fitting.solution import Solution
@@ -104,6 +105,8 @@ class StageRunner:
         for number, stage in enumerate(stages[done:], done):
             begun, end = (0.8 * sum(effort[:n]) / sum(effort) for n in (number, number + 1))
             at = yield from self._stage(stage, at, progress.part(begun, end, f"stage {stage.name}"))
+            if stage.find_one_expression and may_share(at) and not self.recipe.expression.shared:
+                at = yield from self._with_one_expression(stage, at)
         if not self.recipe.detail.enabled:
             return at
         progress.at(0.8, "detail")
@@ -180,6 +183,33 @@ class StageRunner:
         shape = last if moved else at.shape
         return replace(at, terms=terms, last=last, shape=shape, stages=(*at.stages, report))
 
+    def _with_one_expression(self, stage: Stage, at: Solution) -> Steps[Solution]:
+        """The solution of a stage with one expression for all photos, where the evidence allows it."""
+        problem, x = shared_problem(at)
+        options = LMOptions(stage.solver.max_iterations, min_decrease=stage.solver.min_decrease)
+        result = yield Request(problem, x, options, self.recipe.stages.index(stage), self.clock)
+        at = replace(at, iterations=at.iterations + result.iterations)
+        if result.status == "failed":
+            return at
+        with torch.no_grad():
+            terms = problem.objective.cost(result.x, at.observations)[1]
+        if not shows_one(at.terms, terms, at.observations.num_views):
+            return at
+        message = f"one expression for all photos: {result.message}"
+        log.info("stage %s: %s", stage.name, message)
+        *before, report = at.stages
+        report = replace(report, messages=(*report.messages, message))
+        solved = problem, result.x
+        return replace(
+            at,
+            state=result.x,
+            one_expression=True,
+            terms=terms,
+            last=solved,
+            shape=solved,
+            stages=(*before, report),
+        )
+
     def _set_up(self, stage: Stage, at: Solution) -> tuple[Solution, Objective, ParameterLayout]:
         """What a stage minimizes over what; where it needs the light and nobody has estimated it, that comes
         first."""
@@ -236,7 +266,9 @@ class StageRunner:
             self.networks,
             self.recipe.seed,
             light=at.state.illumination if at.light is None else at.light,
-            expression_owner=expression_owner(at.cameras.moments, self.recipe.expression.shared),
+            expression_owner=expression_owner(
+                at.cameras.moments, self.recipe.expression.shared or at.one_expression
+            ),
             landmark_sigma=at.sigma,
             offset_sigma=offset_prior(at, self.recipe.landmarks),
             jaw=at.jaw_rule,

@@ -43,7 +43,7 @@ from fitkit.render.view_colors import (
 INSIDE_LIGHT = 0.35
 FULL = 0.05  # blending weight from which a texel counts as fully seen
 SMALL = 256  # side of the map of the smooth colours, at most
-BESIDE = ("neck", "ear")  # how the names of parts begin
+EARS, BESIDE = ("ear",), ("neck", "ear")  # how the names of parts begin
 CHIN, BEHIND_CHIN_MM = 8, 12.0  # landmark, and what is below it and farther back is no face any more
 BROWS_AND_EYES = slice(17, 48)  # of the 68
 FOREHEAD_MM = 9.0, 20.0  # from brows and eyes: hair may hang into what is farther, surely beyond the second
@@ -166,13 +166,12 @@ class _Blend:
         self.model, self.options = model, options
         self.texels = Texels.of(model, SMALL)
         self.doubt = self.texels.matrix @ doubt
+        self.fades = self.texels.matrix @ (doubt * ~_named(model, EARS))
         self.eye = in_region(model, EYES).astype(np.float32)
         self.partner, self.paired = _mirror(model)
-        self.lookups = lookups
+        self.lookups, self.main = lookups, -1
         samples = self._evened()
         self.main = self._main_view(samples)
-        preferred = self.lookups[self.main]
-        self.lookups[self.main] = replace(preferred, weight=preferred.weight * options.prefer)
         samples[self.main] = samples[self.main][0], samples[self.main][1] * options.prefer
         self.eye_view = self._choose_eye_views(samples)
         samples = [(rgb, self._eyes_once(i, self.texels, weight)) for i, (rgb, weight) in enumerate(samples)]
@@ -224,14 +223,14 @@ class _Blend:
         return [(rgb / np.exp(basis @ x), weight) for (rgb, weight), x in zip(samples, left)]
 
     def _main_view(self, samples: list[tuple[np.ndarray, np.ndarray]]) -> int:
-        """The view that shows the face best, and as the others do: shadows are not as the others."""
+        """The view that shows the face well, and as the others do: their shadows are elsewhere."""
         face = self.doubt < 0.01
         apart = [[] for _ in samples]
         for i, j, log in _pairs(samples, face):
             apart[i].append(np.abs(log).mean())
             apart[j].append(np.abs(log).mean())
         score = [
-            weight[face].sum() / (1 + np.square(np.mean(away or [0.0]) / self.options.spread))
+            np.sqrt(weight[face].sum()) / (1 + np.square(np.mean(away or [0.0]) / self.options.spread))
             for (_, weight), away in zip(samples, apart)
         ]
         return int(np.argmax(score))
@@ -239,7 +238,9 @@ class _Blend:
     def _sample(
         self, i: int, texels: Texels, moved: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        return self.lookups[i].sample(texels.matrix, moved, None if moved is None else self.paired)
+        """Colours without light and weights of a view, at the texels or at other vertices, `moved`."""
+        rgb, weight = self.lookups[i].sample(texels.matrix, moved, None if moved is None else self.paired)
+        return rgb, weight * self.options.prefer if i == self.main else weight
 
     def _choose_eye_views(self, samples: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """[V] the view that each vertex of an eye is taken from, -1 elsewhere: the main one or else one for
@@ -338,7 +339,7 @@ class _Blend:
         there[self.texels.index] = known > 0.5
         distance = cv2.distanceTransform(there.reshape(size, size), cv2.DIST_L2, 5).reshape(-1)
         t = (distance[self.texels.index] * self.texels.mm_per_texel(self.model) / FEATHER_MM).clip(0, 1)
-        return 1 - self.doubt * (1 - t * t * (3 - 2 * t))
+        return 1 - self.fades * (1 - t * t * (3 - 2 * t))
 
     @staticmethod
     def _completed(
@@ -468,7 +469,7 @@ def low_band(
 def _may_show_other_things(model: FaceModel) -> np.ndarray:
     """[V] in [0, 1]: ears, neck and what is below the chin, where collars and hair are taken for skin, and
     what is above or beside brows and eyes, where hair is."""
-    named = np.array([name.startswith(BESIDE) for name in model.region_names])[model.region.numpy()]
+    named = _named(model, BESIDE)
     points = model.landmarks.points(model.mean[None], model.triangles)[0].numpy()
     mean = model.mean.numpy()
     below = (mean[:, 1] < points[CHIN, 1]) & (mean[:, 2] < points[CHIN, 2] - BEHIND_CHIN_MM)
@@ -480,6 +481,11 @@ def _may_show_other_things(model: FaceModel) -> np.ndarray:
         height = (mean[:, 1] - upper[:, 1].min()) / near
         above = ((distance - near) / (far - near)).clip(0, 1) * (1 + height).clip(0, 1)
     return np.maximum((named & ~model.face.numpy()) | below, above).astype(np.float32)
+
+
+def _named(model: FaceModel, words: tuple[str, ...]) -> np.ndarray:
+    """[V] bool: the vertex lies in a part whose name begins with one of the words."""
+    return np.array([name.startswith(words) for name in model.region_names])[model.region.numpy()]
 
 
 def _mirror(model: FaceModel) -> tuple[np.ndarray, np.ndarray]:

@@ -127,6 +127,18 @@ def test_shared_quantities_are_counted_once():
 
 
 @pytest.mark.parametrize("radius", [0.0, 0.5])
+def test_a_shared_expression_may_count_as_often_as_it_is_seen(radius):
+    """Sharing takes freedom away and changes nothing else: the cost is that of as many equal expressions."""
+    same = STATE.replace(expression=STATE.expression[:1].expand(3, -1).clone())
+    shared = ExpressionPrior(owner=torch.tensor([5, 5, 5]), group_radius=radius, every_view=True)
+    each = ExpressionPrior(group_radius=radius)
+    cost = [float(Objective([Term(e.freeze(same, OBS))]).cost(same, OBS)[0]) for e in (shared, each)]
+    assert cost[0] == pytest.approx(cost[1])
+    two = ExpressionPrior(owner=torch.tensor([1, 0, 1]), every_view=True).residuals(same, OBS)
+    assert two.weight is not None and two.weight[:, 0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.5])
 def test_the_expression_of_a_moment_counts_once(radius):
     state = STATE.replace(expression=STATE.expression[[0, 2, 0]])
     prior = ExpressionPrior(owner=torch.tensor([4, 1, 4]), group_radius=radius)
