@@ -17,6 +17,8 @@ from fitkit.energies.base import Residuals
 from fitkit.energies.kernels import Kernel
 from fitkit.geometry.laplacian import cotangent_laplacian, symmetric_factors
 
+Solve = Callable[[np.ndarray], np.ndarray]  # right side [V] or [V, n] -> solution, 0 where nothing may move
+
 
 @dataclass(frozen=True)
 class DisplacementPrior:
@@ -89,7 +91,7 @@ def displacement_equations(
     return matrix, np.bincount(index.reshape(-1), gradient.reshape(-1), minlength=V)
 
 
-def factorized(matrix: sparse.spmatrix, free: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
+def factorized(matrix: sparse.spmatrix, free: np.ndarray) -> tuple[Solve, float]:
     """What solves matrix x = right [V] or [V, n] on the free vertices, with x = 0 elsewhere, and the
     logarithm of the determinant of the free part. The matrix is symmetric and positive definite there."""
     factor = symmetric_factors(matrix[free][:, free])

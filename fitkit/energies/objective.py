@@ -187,20 +187,15 @@ def _accumulate(system: ArrowSystem, term: Term, lin: Linearization, layout: Par
     if lin.center is not None:
         center = lin.center[..., None].expand(G, M, D).reshape(G, M * D)
         pull = pull - center * pull.sum(0, keepdim=True)
-    names = [
-        n for n in layout.order if n not in layout.shared or any(n in slot.columns for slot in lin.slots)
-    ]
-    index = layout.columns(names)  # shared blocks that the term does not know are left out
+    names = [n for n in layout.order if any(n in slot.columns for slot in lin.slots)]
+    if not names:
+        return  # nothing that is free moves the term
+    index = layout.columns(names)
     jacobians = [_local(slot.columns, names, layout, G, M * D, value) for slot in lin.slots]
-    root = w.sqrt()
-    scaled = [j * root[..., None] for j in jacobians]
-    for k, slot in enumerate(lin.slots):
-        gradient = torch.bmm(jacobians[k].transpose(1, 2), pull[..., None]).squeeze(-1)
-        system.add_view(slot.view, index, torch.bmm(scaled[k].transpose(1, 2), scaled[k]), gradient)
-        for other in range(k + 1, len(lin.slots)):
-            system.add_pair(
-                slot.view, lin.slots[other].view, index, torch.bmm(scaled[k].transpose(1, 2), scaled[other])
-            )
+    root = w.sqrt()[..., None]
+    for slot, jacobian in zip(lin.slots, jacobians):
+        system.add_gradient(slot.view, index, (pull[:, None] @ jacobian)[:, 0])
+    system.add_rows([slot.view for slot in lin.slots], index, [j * root for j in jacobians])
     if lin.center is not None:
         # sum_g w_g |z_g - mean|^2 has the Hessian sum_g w_g J_g' J_g - (sum_g w_g J_g)' (sum_g w_g J_g) /
         # sum_g w_g

@@ -13,7 +13,7 @@ from scipy import sparse
 from torch import Tensor
 
 from fitkit.energies.base import Residuals
-from fitkit.energies.displacement import DisplacementPrior, displacement_equations, factorized
+from fitkit.energies.displacement import DisplacementPrior, Solve, displacement_equations, factorized
 from fitkit.energies.flow_correspondence import FlowCorrespondence, FlowImages, FlowOptions
 from fitkit.energies.kernels import Kernel
 from fitkit.fitting.report import DetailReport
@@ -122,19 +122,19 @@ def solve_detail(
         matrix, gradient = displacement_equations(*energy.linearize_surface(state), normal, options.kernel)
         # As they would be at d = 0, with the kernel's weights of now: what looked like outliers there may be
         # the displacement.
-        sigma, gain = most_evident(
+        sigma, gain, solution = most_evident(
             matrix, gradient - matrix @ d, prior, [options.sigma_mm / k for k in (8, 4, 2, 1)]
         )
-        if not sigma:
+        if solution is None:
             return replace(nothing, report=_report(model, np.zeros(V), *counts, counts[-1]))
-        precision = prior.precision / sigma**2
+        solve, precision = solution, prior.precision / sigma**2
         for step in range(options.iterations):
             if step:
                 energy = replace(energy, model=_displaced(model, d, normal))
                 matrix, gradient = displacement_equations(
                     *energy.linearize_surface(state), normal, options.kernel
                 )
-            solve, _ = factorized(matrix + precision, prior.free)
+                solve, _ = factorized(matrix + precision, prior.free)
             d = d - solve(gradient + precision @ d)
     known = solve(matrix @ np.ones(V)).clip(0, 1)
     after = replace(energy, model=_displaced(model, d, normal)).residuals(state, observations)
@@ -144,15 +144,17 @@ def solve_detail(
 
 def most_evident(
     matrix: sparse.spmatrix, gradient: np.ndarray, prior: DisplacementPrior, sigmas: Sequence[float]
-) -> tuple[float, float]:
+) -> tuple[float, float, Solve | None]:
     """The standard deviation, of those given or 0, under which measurements with these normal equations at d
-    = 0 are most probable, and the logarithm of how much more probable they are than without a displacement (0
-    for 0).
+    = 0 are most probable, the logarithm of how much more probable they are than without a displacement (0
+    for 0), and what solves the equations with this prior (None for 0).
 
-    prior: of unit standard deviation. For a Gaussian, log p(s) / p(0) = g' (A + P / s^2)^-1 g / 2 - (log det
-    (A + P / s^2) - log det P / s^2) / 2.
+    sigmas: ascending; once they are less probable again, larger ones are not tried. prior: of unit standard
+    deviation. For a Gaussian, log p(s) / p(0) = g' (A + P / s^2)^-1 g / 2 - (log det (A + P / s^2) - log det
+    P / s^2) / 2.
     """
-    best, free = (0.0, 0.0), prior.free
+    best: tuple[float, float, Solve | None] = (0.0, 0.0, None)
+    free = prior.free
     if not gradient.any():
         return best
     for sigma in sigmas:
@@ -163,7 +165,9 @@ def most_evident(
             + prior.log_determinant
             - 2 * len(free) * float(np.log(sigma))
         )
-        best = max(best, (sigma, gain), key=lambda pair: pair[1])
+        if gain <= best[1]:
+            break
+        best = sigma, gain, solve
     return best
 
 

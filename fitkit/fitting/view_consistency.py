@@ -3,7 +3,7 @@ others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -325,7 +325,7 @@ def _by_view(
     hessian = torch.zeros(B, n, n, dtype=torch.float64, device=state.identity.device)
     gradient = hessian.new_zeros(B, n)
     for term in terms:
-        system = _PerView(hessian, gradient)
+        system = _PerView(hessian, gradient, layout.index)
         Objective([term]).add_to(system, state, problem.observations, layout)
     return hessian, gradient
 
@@ -334,12 +334,22 @@ def _by_view(
 class _PerView:
     """Takes what an objective adds for single views and keeps it apart by view."""
 
-    hessian: Tensor
-    gradient: Tensor
+    hessian: Tensor  # [B, n, n]
+    gradient: Tensor  # [B, n]
+    index: Tensor  # [B, n] int64, step positions of the local parameters
 
-    def add_view(self, view: Tensor, index: Tensor, hessian: Tensor, gradient: Tensor) -> None:
-        self.hessian.index_add_(0, view, hessian.to(self.hessian.dtype))
-        self.gradient.index_add_(0, view, gradient.to(self.gradient.dtype))
+    def add_rows(self, views: Sequence[Tensor], index: Tensor, rows: Sequence[Tensor]) -> None:
+        (view,), (local,), at = views, rows, self._places(index)
+        where = view[:, None, None], at[:, None], at
+        self.hessian.index_put_(where, (local.mT @ local).to(self.hessian.dtype), accumulate=True)
+
+    def add_gradient(self, view: Tensor, index: Tensor, gradient: Tensor) -> None:
+        where = view[:, None], self._places(index)
+        self.gradient.index_put_(where, gradient.to(self.gradient.dtype), accumulate=True)
+
+    def _places(self, index: Tensor) -> Tensor:
+        """Which of the local parameters stand at the step positions [B, m], [m] int64."""
+        return (self.index[:1] == index[0][:, None]).nonzero()[:, 1].to(self.hessian.device)
 
 
 def parallax(state: SceneState) -> list[tuple[float, int, int]]:

@@ -110,8 +110,11 @@ def rasterize(clip: Tensor, triangles: Tensor, size: tuple[int, int], backend: s
         backend = pick_backend(clip.device)
     module = import_module(f"fitkit.render.backends.{backend}_backend")
     triangle = module.winning_triangles(clip.detach(), triangles, size)
-    barycentric = barycentrics(clip, triangles, triangle)
-    depth = _interpolate(triangle, barycentric, triangles, clip[..., 2:3])[..., 0]
+    if backend == "numba" and not clip.requires_grad:
+        barycentric, depth = module.surface(clip, triangles, triangle)  # the same in one pass
+    else:
+        barycentric = barycentrics(clip, triangles, triangle)
+        depth = _interpolate(triangle, barycentric, triangles, clip[..., 2:3])[..., 0]
     return Fragments(triangle, barycentric, depth, triangle >= 0)
 
 

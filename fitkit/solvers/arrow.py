@@ -89,12 +89,48 @@ class ArrowSystem:
     # ---- assembly: `index` [B, n] gives the step position of the local parameters of each view: those that
     # its owner has stand last, and all of them belong to one owner of one person ----
 
+    def add_rows(self, views: Sequence[Tensor], index: Tensor, rows: Sequence[Tensor]) -> None:
+        """Add the Hessian of sum_g |sum_k rows_k[g] x_k|^2 / 2: rows_k [G, R, n] by the local parameters of
+        the views views_k [G]."""
+        if len(rows[0]) == 0:
+            return
+        (first, s), *others = (self._positions(view, index) for view in views)
+        if self.factored or any(not torch.equal(at[:, :s], first[:, :s]) for at, _ in others):
+            self._add_products(views, index, rows)
+            return
+        # All views of a group have the same shared parameters, so their derivatives add up before they are
+        # squared.
+        shared, own = sum(r[..., :s] for r in rows), [r[..., s:] for r in rows]
+        if self.num_people == 1 and bool((first[:, :s] == first[0, :s]).all()):
+            stacked = shared.flatten(0, 1)
+            self._add_shared(first[:1, :s], (stacked.T @ stacked)[None])
+        else:
+            self._add_shared(first[:, :s], shared.mT @ shared)
+        positions = [first, *(at for at, _ in others)]
+        for k, at in enumerate(positions):
+            self._add_cross(at[:, :s], at, shared.mT @ own[k])
+            self._add_tied(at, at, s, own[k].mT @ own[k])
+            for other in range(k + 1, len(rows)):
+                self._add_both(at, positions[other], s, own[k].mT @ own[other])
+
+    def _add_products(self, views: Sequence[Tensor], index: Tensor, rows: Sequence[Tensor]) -> None:
+        """`add_rows` view by view and pair by pair."""
+        for k, view in enumerate(views):
+            at, s = self._positions(view, index)
+            self._add(at, at, s, rows[k].mT @ rows[k])
+            for other in range(k + 1, len(rows)):
+                self.add_pair(view, views[other], index, rows[k].mT @ rows[other])
+
+    def add_gradient(self, view: Tensor, index: Tensor, gradient: Tensor) -> None:
+        """Add gradients [G, n] by the local parameters of the views `view` [G]."""
+        _scatter(self.gradient, self._positions(view, index)[0], gradient.to(self.own.dtype))
+
     def add_view(self, view: Tensor, index: Tensor, hessian: Tensor, gradient: Tensor) -> None:
         """Add local systems hessian [G, n, n], gradient [G, n] that belong to the views `view` [G]."""
         if len(view) == 0:
             return
         at, s = self._positions(view, index)
-        _scatter(self.gradient, at, gradient.to(self.own.dtype))
+        self.add_gradient(view, index, gradient)
         self._add(at, at, s, hessian)
 
     def add_pair(self, view_a: Tensor, view_b: Tensor, index: Tensor, block: Tensor) -> None:
@@ -102,12 +138,15 @@ class ArrowSystem:
         if len(view_a) == 0:
             return
         (a, s), (b, _) = self._positions(view_a, index), self._positions(view_b, index)
-        apart = self._owner(a) != self._owner(b)
-        if self.factored and bool(apart.any()):
-            self.pairs.append((a[apart], b[apart], block[apart].to(self.own.dtype)))
-            a, b, block, apart = a[~apart], b[~apart], block[~apart], apart[~apart]
-        row, column = torch.cat([a, b]), torch.cat([b, a])
-        self._add(row, column, s, torch.cat([block, block.transpose(1, 2)]), apart.repeat(2))
+        if self.factored:
+            apart = self._owner(a) != self._owner(b)
+            if bool(apart.any()):
+                self.pairs.append((a[apart], b[apart], block[apart].to(self.own.dtype)))
+                a, b, block = a[~apart], b[~apart], block[~apart]
+        row, column, both = torch.cat([a, b]), torch.cat([b, a]), torch.cat([block, block.mT])
+        if len(row):
+            self._add_ends(row, column, s, both)
+            self._add_tied(row, column, s, both[:, s:, s:])
 
     def add_common(self, view: Tensor, index: Tensor, columns: Tensor) -> None:
         """Subtract C'C with C = the sum over views of columns [G, R, n] placed in the step: a latent of one
@@ -141,45 +180,79 @@ class ArrowSystem:
         """[G] int64, whose the positions at [G, n] are."""
         return torch.div(at[:, 0], self.each, rounding_mode="floor")
 
-    def _add(self, row: Tensor, column: Tensor, s: int, block: Tensor, apart: Tensor | None = None) -> None:
-        """Add block [G, n, n] where the rows `row` [G, n] of H meet the columns `column` [G, n].
+    def _add(self, row: Tensor, column: Tensor, s: int, block: Tensor) -> None:
+        """Add block [G, n, n] where the rows `row` [G, n] of H meet the columns `column` [G, n] of the same
+        owner.
 
         The first s of both are shared. Where shared and own parameters meet, only the half with shared rows
-        is kept. apart: [G] bool, rows and columns are of two owners; None: never.
+        is kept.
         """
-        if len(row) == 0:
+        self._add_ends(row, column, s, block)
+        self._add_tied(row, column, s, block[:, s:, s:])
+
+    def _add_ends(self, row: Tensor, column: Tensor, s: int, block: Tensor) -> None:
+        """The part of `_add` with shared rows."""
+        self._add_shared(row[:, :s], block[:, :s, :s], column[:, :s])
+        self._add_cross(row[:, :s], column, block[:, :s, s:])
+
+    def _add_shared(self, row: Tensor, block: Tensor, column: Tensor | None = None) -> None:
+        """Add block [G, s, s] where shared rows [G, s] meet shared columns, None: the same ones."""
+        P, S, column = self.num_shared, self.num_people, row if column is None else column
+        if row.shape[1] == 0:
             return
-        P, T, Q, S = self.num_shared, self.num_owners, self.num_own, self.num_people
         block, person = block.to(self.own.dtype), self._person(row)
-        owner, whose = self._owner(column)[:, None, None], person[:, None, None]
-        row, column = row - person[:, None] * self.each, column - person[:, None] * self.each
-        top, left = row[:, :s, None], column[:, None, :s]
-        bottom, right = row[:, s:, None] - P, column[:, None, s:] - P  # among all own parameters
-        place = right - owner % T * Q  # among those of the owner
-        tied = block[:, s:, s:]
-        if apart is not None and bool(apart.any()):
-            at = (whose * (T * Q) + bottom) * (T * Q) + right
-            _scatter(self._coupled(), at[apart], tied[apart])
-        else:
-            apart = None
-        shared = _slices(top, left)
+        top = (row - person[:, None] * self.each)[:, :, None]
+        left = (column - person[:, None] * self.each)[:, None, :]
         if bool((top == top[:1]).all()) and bool((left == left[:1]).all()):  # all in one place: plain sums
-            rows, columns = (top[0], left[0]) if shared is None else shared
-            self.shared[:, rows, columns] += _sums(block[:, :s, :s], person, S)
+            rows, columns = _slices(top, left) or (top[0], left[0])
+            self.shared[:, rows, columns] += _sums(block, person, S)
         else:
-            _scatter(self.shared, (whose * P + top) * P + left, block[:, :s, :s])
-        own = None if apart is not None else _slices(bottom - owner % T * Q, place)
-        if shared is None or own is None:
-            _scatter(self.cross, (owner * P + top) * Q + place, block[:, :s, s:])
+            _scatter(self.shared, (person[:, None, None] * P + top) * P + left, block)
+
+    def _add_cross(self, row: Tensor, column: Tensor, block: Tensor) -> None:
+        """Add block [G, s, o] where shared rows [G, s] meet the own parameters, the last o of the columns
+        [G, n]."""
+        P, o = self.num_shared, block.shape[2]
+        if row.shape[1] == 0 or o == 0:
+            return
+        block, owner = block.to(self.own.dtype), self._owner(column)
+        top = (row - self._person(row)[:, None] * self.each)[:, :, None]
+        place = self._place(column[:, -o:], owner)[:, None, :]
+        plain = _slices(top, place)
+        if plain is None:
+            at = (owner[:, None, None] * P + top) * self.num_own + place
+            _scatter(self.cross, at, block)
         else:
-            cross = self.cross.flatten(0, 1)[:, shared[0], own[1]]
-            cross.index_add_(0, owner.flatten(), block[:, :s, s:])
-        if own is None:
-            keep = slice(None) if apart is None else ~apart
-            at = (whose * (T * Q) + bottom) * Q + place
-            _scatter(self.own, at[keep], tied[keep])
+            self.cross.flatten(0, 1)[:, plain[0], plain[1]].index_add_(0, owner, block)
+
+    def _add_tied(self, row: Tensor, column: Tensor, s: int, block: Tensor) -> None:
+        """Add block [G, o, o] where the own parameters after the first s of `row` [G, n] meet those of
+        `column`."""
+        if block.shape[1] == 0:
+            return
+        T, Q = self.num_owners, self.num_own
+        block, owner, other = block.to(self.own.dtype), self._owner(column), self._owner(row)
+        bottom, right = self._place(row[:, s:], other)[:, :, None], self._place(column[:, s:], owner)[:, None]
+        apart = owner != other
+        if bool(apart.any()):
+            at = ((other[:, None, None] * Q + bottom) * T + (owner % T)[:, None, None]) * Q + right
+            _scatter(self._coupled(), at[apart], block[apart])
+            keep = ~apart
+            bottom, right, owner, block = bottom[keep], right[keep], owner[keep], block[keep]
+        plain = _slices(bottom, right) if len(block) else None
+        if plain is None:
+            _scatter(self.own, (owner[:, None, None] * Q + bottom) * Q + right, block)
         else:
-            self.own.flatten(0, 1)[:, own[0], own[1]].index_add_(0, owner.flatten(), tied)
+            self.own.flatten(0, 1)[:, plain[0], plain[1]].index_add_(0, owner, block)
+
+    def _add_both(self, row: Tensor, column: Tensor, s: int, block: Tensor) -> None:
+        """`_add_tied` for a block and its transpose."""
+        self._add_tied(torch.cat([row, column]), torch.cat([column, row]), s, torch.cat([block, block.mT]))
+
+    def _place(self, at: Tensor, owner: Tensor) -> Tensor:
+        """[G, o] which of the parameters of their owner [G] the positions at [G, o] are."""
+        start = torch.div(owner, self.num_owners, rounding_mode="floor") * self.each + self.num_shared
+        return at - (start + owner % self.num_owners * self.num_own)[:, None]
 
     def _coupled(self) -> Tensor:
         """`coupling`, made when it is first needed."""

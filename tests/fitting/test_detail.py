@@ -238,7 +238,7 @@ def test_evidence_is_the_marginal_likelihood():
 
     signal = J @ np.linalg.cholesky(covariance) @ rng.normal(size=V)
     for y in (signal + rng.normal(size=60), 0.3 * rng.normal(size=60)):
-        sigma, gain = most_evident(sparse.csr_matrix(J.T @ J), -J.T @ y, prior, sigmas)
+        sigma, gain, _ = most_evident(sparse.csr_matrix(J.T @ J), -J.T @ y, prior, sigmas)
         gains = [log_density(y, s) - log_density(y, 0) for s in (0, *sigmas)]
         assert sigma == (0, *sigmas)[int(np.argmax(gains))] and gain == pytest.approx(max(gains), abs=1e-6)
     assert sigma == 0

@@ -269,3 +269,23 @@ def test_people_are_solved_side_by_side(case, factored):
     step = both.solve(damping)
     assert bool(step[: both.each].isnan().all())
     torch.testing.assert_close(step[both.each :], alone[1])
+
+
+@pytest.mark.parametrize("factored", [False, True])
+@pytest.mark.parametrize("moments", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_rows_of_several_views_are_their_squares(slots, grouped, moments, factored):
+    """With shared parameters in one place, or copies of them that some views share (grouped)."""
+    gen = torch.Generator().manual_seed(slots)
+    index, n = layout(grouped, moments), LOCAL + Q
+    T, own = owners(moments)
+    system = ArrowSystem.zeros(T, SHARED, own)
+    if factored:
+        system.dense_limit = 0
+    views = [torch.tensor(v) for v in ([0, 1, 3, 0], [1, 2, 0, 1], [2, 3, 1, 3])[:slots]]
+    rows = [torch.randn(4, 5, n, generator=gen, dtype=torch.float64) for _ in views]
+    system.add_rows(views, index, rows)
+    total = SHARED + T * own
+    whole = sum(dense_jacobian(index, v, r, total) for v, r in zip(views, rows)).reshape(-1, total)
+    torch.testing.assert_close(system.dense(), whole.T @ whole)

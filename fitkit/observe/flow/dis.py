@@ -18,6 +18,9 @@ PRESETS = {
     "fine": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
 
+MARGIN = 16  # pixels around what differs that are searched too
+LEVELS = 16  # the coarsest level of the search is so many times smaller than the images, or less
+
 
 @dataclass(frozen=True)
 class DisFlow:
@@ -48,4 +51,18 @@ class DisFlow:
         first, second = (
             (grey(images) * 255).round().clip(0, 255).astype(np.uint8) for images in (source, target)
         )
-        return flow_of_arrays([engine.calc(a, b, None) for a, b in zip(first, second)], source)
+        return flow_of_arrays([_around_changes(engine, a, b) for a, b in zip(first, second)], source)
+
+
+def _around_changes(engine: cv2.DISOpticalFlow, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Flow [H, W, 2] of two images [H, W]: nothing moves beyond the box around all that differs, so that only
+    the box is searched."""
+    flow, differs = np.zeros((*first.shape, 2), np.float32), first != second
+    if differs.any():
+        # It begins where a patch of the search in the whole images does, on all levels.
+        grid = engine.getPatchStride() * LEVELS
+        along = [np.flatnonzero(differs.any(axis)) for axis in (1, 0)]
+        begin = [max(0, at[0] - MARGIN) // grid * grid for at in along]
+        box = tuple(slice(b, at[-1] + 1 + MARGIN) for b, at in zip(begin, along))
+        flow[box] = engine.calc(*(np.ascontiguousarray(image[box]) for image in (first, second)), None)
+    return flow

@@ -48,6 +48,42 @@ def _fill(clip, triangles, near, best, index):
                         index[y, x] = f
 
 
+# Each operation rounds like the one of `barycentrics` in torch, and without a check for zero as there.
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _locate(clip, triangles, columns, rows, index, barycentric, depth):
+    floor = clip.dtype.type(1e-20)
+    H, W = index.shape
+    for i in range(H):
+        for j in range(W):
+            f = index[i, j]
+            if f < 0:
+                continue
+            a, b, c = triangles[f, 0], triangles[f, 1], triangles[f, 2]
+            wa, wb, wc = clip[a, 3], clip[b, 3], clip[c, 3]
+            ua, va = clip[a, 0] / wa - columns[j], clip[a, 1] / wa - rows[i]
+            ub, vb = clip[b, 0] / wb - columns[j], clip[b, 1] / wb - rows[i]
+            uc, vc = clip[c, 0] / wc - columns[j], clip[c, 1] / wc - rows[i]
+            p, q, r = (ub * vc - uc * vb) / wa, (uc * va - ua * vc) / wb, (ua * vb - ub * va) / wc
+            total = p + q + r
+            if abs(total) < floor:
+                total = floor
+            p, q, r = p / total, q / total, r / total
+            barycentric[i, j, 0], barycentric[i, j, 1], barycentric[i, j, 2] = p, q, r
+            depth[i, j] = clip[a, 2] * p + clip[b, 2] * q + clip[c, 2] * r
+
+
+def surface(clip: Tensor, triangles: Tensor, triangle: Tensor) -> tuple[Tensor, Tensor]:
+    """Barycentrics [B, H, W, 3] and depth [B, H, W] of a triangle map [B, H, W], as `Fragments` has them,
+    without derivatives."""
+    points, index = clip.detach().cpu().numpy(), triangle.cpu().numpy()
+    faces = np.ascontiguousarray(triangles.cpu().numpy())
+    columns, rows = (np.arange(n, dtype=points.dtype) for n in index.shape[:0:-1])
+    barycentric, depth = np.zeros((*index.shape, 3), points.dtype), np.zeros(index.shape, points.dtype)
+    for view in zip(points, index, barycentric, depth):
+        _locate(np.ascontiguousarray(view[0]), faces, columns, rows, *view[1:])
+    return torch.from_numpy(barycentric).to(clip.device), torch.from_numpy(depth).to(clip.device)
+
+
 def winning_triangles(clip: Tensor, triangles: Tensor, size: tuple[int, int]) -> Tensor:
     """clip [B, V, 4], triangles [F, 3], size (H, W) -> index of the nearest triangle per pixel, [B, H, W], -1
     = none."""
