@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from math import pi
 
 import numpy as np
 import scipy.sparse as sparse
 from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import SuperLU
 from torch import Tensor
 
 from fitkit.energies.base import Residuals
@@ -24,16 +24,15 @@ Solve = Callable[[np.ndarray], np.ndarray]  # right side [V] or [V, n] -> soluti
 class DisplacementPrior:
     """Energy d' precision d / 2 of a displacement d [V] mm: a Gaussian process on the surface.
 
-    precision: [V, V] 1/mm^2 sparse, zero outside of `free`; free: [n] indices of the vertices that may move.
+    precision: [V, V] 1/mm^2 sparse, zero outside of `free`; free: [n] indices of the vertices that may move;
+    order: the same in an order in which `factorized` is fast; log_determinant: logarithm of the determinant
+    of the precision of the free vertices.
     """
 
     precision: sparse.csr_matrix
     free: np.ndarray
-
-    @cached_property
-    def log_determinant(self) -> float:
-        """Logarithm of the determinant of the precision of the free vertices."""
-        return factorized(self.precision, self.free)[1]
+    order: np.ndarray
+    log_determinant: float
 
     @staticmethod
     def of(
@@ -63,7 +62,9 @@ class DisplacementPrior:
         precision = (K @ sparse.diags(inverse) @ K / (4 * pi * k2 * sigma_mm**2)).tocsr()
         chosen = np.zeros(V)
         chosen[free] = 1
-        return DisplacementPrior((sparse.diags(chosen) @ precision @ sparse.diags(chosen)).tocsr(), free)
+        precision = (sparse.diags(chosen) @ precision @ sparse.diags(chosen)).tocsr()
+        factor = symmetric_factors(precision[free][:, free])
+        return DisplacementPrior(precision, free, free[np.argsort(factor.perm_c)], _log_determinant(factor))
 
 
 def displacement_equations(
@@ -93,12 +94,19 @@ def displacement_equations(
 
 def factorized(matrix: sparse.spmatrix, free: np.ndarray) -> tuple[Solve, float]:
     """What solves matrix x = right [V] or [V, n] on the free vertices, with x = 0 elsewhere, and the
-    logarithm of the determinant of the free part. The matrix is symmetric and positive definite there."""
-    factor = symmetric_factors(matrix[free][:, free])
+    logarithm of the determinant of the free part. The matrix is symmetric and positive definite there.
+
+    free: [n] indices; in the order of `DisplacementPrior.order` the factors are the sparsest.
+    """
+    factor = symmetric_factors(matrix[free][:, free], ordered=True)
 
     def solve(right: np.ndarray) -> np.ndarray:
         out = np.zeros_like(right)
         out[free] = factor.solve(np.ascontiguousarray(right[free]))
         return out
 
-    return solve, float(np.log(factor.U.diagonal()).sum())
+    return solve, _log_determinant(factor)
+
+
+def _log_determinant(factor: SuperLU) -> float:
+    return float(np.log(factor.U.diagonal()).sum())

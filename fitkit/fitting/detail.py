@@ -134,7 +134,7 @@ def solve_detail(
                 matrix, gradient = displacement_equations(
                     *energy.linearize_surface(state), normal, options.kernel
                 )
-                solve, _ = factorized(matrix + precision, prior.free)
+                solve, _ = factorized(matrix + precision, prior.order)
             d = d - solve(gradient + precision @ d)
     known = solve(matrix @ np.ones(V)).clip(0, 1)
     after = replace(energy, model=_displaced(model, d, normal)).residuals(state, observations)
@@ -154,16 +154,15 @@ def most_evident(
     P / s^2) / 2.
     """
     best: tuple[float, float, Solve | None] = (0.0, 0.0, None)
-    free = prior.free
     if not gradient.any():
         return best
     for sigma in sigmas:
-        solve, determinant = factorized(matrix + prior.precision / sigma**2, free)
+        solve, determinant = factorized(matrix + prior.precision / sigma**2, prior.order)
         gain = 0.5 * (
             float(gradient @ solve(gradient))
             - determinant
             + prior.log_determinant
-            - 2 * len(free) * float(np.log(sigma))
+            - 2 * len(prior.free) * float(np.log(sigma))
         )
         if gain <= best[1]:
             break

@@ -62,9 +62,19 @@ def bending(vertices: np.ndarray, triangles: np.ndarray) -> tuple[sparse.csr_mat
     return stiffness @ sparse.diags_array(1 / area) @ stiffness, area
 
 
-def symmetric_factors(matrix: sparse.spmatrix) -> SuperLU:
+def symmetric_factors(matrix: sparse.spmatrix, ordered: bool = False) -> SuperLU:
     """Factors of a sparse matrix [n, n] that is symmetric and positive definite: in this mode L has ones on
-    its diagonal and U is D L'."""
+    its diagonal and U is D L'.
+
+    ordered: its rows and columns are in an order already that leaves the factors sparse, so none is looked
+    for: `argsort` of the `perm_c` of the factors of a matrix with the same zeros.
+    """
     return splu(
-        matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+        matrix.tocsc(),
+        permc_spec="NATURAL" if ordered else "MMD_AT_PLUS_A",
+        diag_pivot_thresh=0.0,
+        # Small blocks suit the few numbers in the rows of a mesh.
+        relax=1,
+        panel_size=4,
+        options={"SymmetricMode": True},
     )
