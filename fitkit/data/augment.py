@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
@@ -20,7 +21,6 @@ from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.observe.label_crops import cut_labels, roll_labels
 from fitkit.observe.observations import Observations
-from fitkit.observe.sampling import sample
 from fitkit.scene.depth_state import pixel_grid
 from fitkit.scene.pose import yaw_pitch_roll
 
@@ -110,10 +110,11 @@ def roll(observations: Observations, degrees: Tensor) -> Observations:
     center = (torch.nan_to_num(marks.points) * weight).sum(1) / weight.sum(1).clamp_min(1.0)
     at = center[:, None]
     pixels = (pixel_grid(size, center)[None] - at) @ turn + at  # where each pixel comes from
+    last = pixels.new_tensor([size[1] - 1, size[0] - 1])
+    inside = ((pixels >= 0) & (pixels <= last)).all(-1).unflatten(1, size)
     both = torch.cat([observations.images, observations.mask[:, None].to(observations.images)], 1)
-    values, inside = sample(both, pixels.to(both))
-    values = values.transpose(1, 2).unflatten(2, size)
-    inside = inside.unflatten(1, size)
+    places = (pixels * (2 / last.clamp_min(1)) - 1).to(both).unflatten(1, size)
+    values = F.grid_sample(both, places, padding_mode="border", align_corners=True)
     labels = observations.labels
     return replace(
         observations,

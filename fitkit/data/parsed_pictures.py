@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from fitkit.errors import InputError
 from fitkit.io.foreign import DATA_BYTES, foreign_file
 from fitkit.io.images import read_image
 from fitkit.io.landmark_files import read_landmarks
-from fitkit.io.options import Natural, Pixels
+from fitkit.io.options import Natural, Pixels, Range
 from fitkit.models.face_model import FaceModel
 from fitkit.observe.crop import CropOptions, crop_views
 from fitkit.observe.face_parts import PARTS, UNKNOWN
@@ -24,14 +25,16 @@ from fitkit.observe.label_crops import cut_labels
 from fitkit.observe.labels import Labels
 from fitkit.observe.landmarks.types import Landmarks
 
-ROOM = (3.2, 0.15)  # margin and up of a crop that is wider than any network's
+MARGIN, UP = 3.2, 0.15  # of a crop that is wider than any network's
 
 
 @dataclass(frozen=True)
 class ParsedPicturesOptions:
-    """most: pictures at most, 0 = all; size: largest side of the pictures that are kept, px."""
+    """most: pictures at most, 0 = all; margin: of the crops that are kept, see CropOptions; size: their
+    largest side, px."""
 
     most: Natural = 0
+    margin: Annotated[float, Range(1.0, 20.0)] = MARGIN
     size: Pixels = 320
 
 
@@ -63,7 +66,8 @@ class ParsedPictures(FaceDataset):
         image = read_image(frame.image)[0]
         points = read_landmarks(frame.landmarks)[:, :2]
         parts = read_parts(path, image.shape[:2])
-        return parsed_sample(self.ids[index], image, points, parts, self.options.size)
+        o = self.options
+        return parsed_sample(self.ids[index], image, points, parts, o.size, o.margin)
 
 
 def parts_beside(image: Path) -> Path | None:
@@ -93,11 +97,18 @@ def read_parts(path: Path, size: tuple[int, int]) -> np.ndarray:
     return parts
 
 
-def parsed_sample(id: str, image: np.ndarray, points: np.ndarray, parts: np.ndarray, size: int) -> Sample:
+def parsed_sample(
+    id: str,
+    image: np.ndarray,
+    points: np.ndarray,
+    parts: np.ndarray,
+    size: int,
+    margin: float = MARGIN,
+) -> Sample:
     """A sample of one view whose only label is the parse.
 
     image: [H, W, 3] uint8 sRGB; points: [68, 2] px, NaN = not known; parts: [H, W] uint8, UNKNOWN where
-    nobody knows; size: px, of the crop at most.
+    nobody knows; size: px, of the crop that is kept at most; margin: of that crop.
     """
     marks = torch.from_numpy(np.ascontiguousarray(points)).float()[None]
     valid = torch.isfinite(marks).all(-1)
@@ -110,7 +121,7 @@ def parsed_sample(id: str, image: np.ndarray, points: np.ndarray, parts: np.ndar
     labels = Labels(
         parse=torch.from_numpy(np.where(parts == UNKNOWN, 0, parts)).long()[None], parse_valid=known
     )
-    crop = CropOptions(*ROOM, size, min(64, size))
+    crop = CropOptions(margin, UP, size, min(64, size))
     seen = crop_views([image], [None], marks, crop)
     labels = cut_labels(labels, seen.scale, seen.offset, seen.size)
     return Sample(id, replace(seen, labels=labels), labels)

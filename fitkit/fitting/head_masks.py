@@ -52,7 +52,7 @@ def _network(path: str, device: str, modified: int | None) -> ByNetwork:
             f"{path}: expected a network that tells the {len(PARTS)} parts of fitkit train-regressor parser, "
             f"got one that gives {', '.join(network.gives)}" + (f" with {classes} parts" if classes else "")
         )
-    return ByNetwork(network.to(device).requires_grad_(False))
+    return ByNetwork(network.to(device))
 
 
 def head_mask(parts: np.ndarray) -> np.ndarray:

@@ -114,7 +114,8 @@ class Predictor(nn.Module, ABC):
     """Pictures of people -> Prediction.
 
     gives: names of the parts of its predictions, of PARTS; options: dataclass of its options; size: side of
-    the square pictures, px; crop: how they are cut; views: the named inputs, empty: any number of photos in
+    the square pictures, px; crop: how they are cut; closer: another way to cut them that it learns as often,
+    or None; views: the named inputs, empty: any number of photos in
     any order.
     feature_parts, parse_parts: names of the parts, see `parts`, that `features` and `parse_of` come from,
     empty where it has none.
@@ -130,6 +131,7 @@ class Predictor(nn.Module, ABC):
     size: int
     crop: CropOptions
     views: tuple[ViewSlot, ...]
+    closer: CropOptions | None = None
     feature_parts: tuple[str, ...] = ()
     parse_parts: tuple[str, ...] = ()
     model_name: str = ""

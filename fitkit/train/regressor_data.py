@@ -49,7 +49,7 @@ class Batch:
 @dataclass(frozen=True)
 class InputOptions:
     """What becomes of a sample before the network sees it. most_views: for networks without named views;
-    focal: see Predictor."""
+    focal, closer: see Predictor."""
 
     views: tuple[ViewSlot, ...]
     size: int
@@ -57,11 +57,12 @@ class InputOptions:
     camera_kind: str
     most_views: int = 4
     focal: float = 0.0
+    closer: Any = None
 
     @staticmethod
     def of(network: Predictor, most_views: int = 4) -> InputOptions:
         n = network
-        return InputOptions(n.views, n.size, n.crop, n.camera_kind, most_views, n.focal)
+        return InputOptions(n.views, n.size, n.crop, n.camera_kind, most_views, n.focal, n.closer)
 
 
 def prepare(
@@ -95,7 +96,8 @@ def prepare(
         )
     there = without_missing(there, augmentation, rng)
     seen = observations.select(torch.tensor([slots[s] for s in there]))
-    seen = augment(seen, inputs.crop, augmentation, rng, where)
+    closer = inputs.closer is not None and rng.random() < 0.5
+    seen = augment(seen, inputs.closer if closer else inputs.crop, augmentation, rng, where)
     labels = seen.labels
     if labels is not None and labels.state is not None:
         middle = torch.full_like(labels.state.camera.principal, (inputs.size - 1) / 2)

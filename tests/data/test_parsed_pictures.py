@@ -98,6 +98,11 @@ def test_folders_of_synth_for_any_model(tmp_path):
     large = np.flatnonzero(np.bincount(truth.ravel(), minlength=len(PARTS)) > 40)
     assert set(large) <= set(there.unique().tolist())
     assert reader("parsed") == (ParsedPicturesOptions, ParsedPictures)
+    wide, close = (
+        ParsedPictures(tmp_path, ParsedPicturesOptions(0, m, 64))[0].observations for m in (3, 1.5)
+    )
+    spread = [np.ptp(o.landmarks.points[0].numpy(), 0).max() for o in (wide, close)]
+    np.testing.assert_allclose(spread, [64 / 3, 64 / 1.5], rtol=0.05)
 
 
 # ---- CelebAMask-HQ ----

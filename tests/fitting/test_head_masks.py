@@ -29,10 +29,12 @@ SKIN, HAIR, BACKGROUND = (PARTS.index(n) for n in ("skin", "hair", "background")
 class RedIsSkin:
     """A parser by colour: red is skin, green is hair, all else background."""
 
-    crop = CropOptions(2.2, 0.18, 128, 128)
+    crops = (CropOptions(2.2, 0.18, 128, 128),)
 
-    def scores(self, image, points):
-        image = image.astype(np.float32) / 255
+    def scores(self, images, points):
+        return np.stack([self.of_one(image.astype(np.float32) / 255) for image in images])
+
+    def of_one(self, image):
         out = np.full((len(PARTS) + 1, *image.shape[:2]), -1, np.float32)
         out[BACKGROUND] = 0.3
         out[SKIN] = image[..., 0] - image[..., 1]
@@ -161,8 +163,8 @@ def test_textures_leave_out_what_the_parser_leaves_out(monkeypatch):
         views.append(view.replace(image=image))
 
     class GreenIsHair(RedIsSkin):
-        def scores(self, image, points):
-            green = np.where((image[..., 1] > 250) & (image[..., 0] < 5), 1.0, -1.0)
+        def of_one(self, image):
+            green = np.where((image[..., 1] > 0.98) & (image[..., 0] < 0.02), 1.0, -1.0)
             out = np.full((len(PARTS), *image.shape[:2]), -2, np.float32)
             out[HAIR], out[SKIN] = green, -green
             return out
@@ -183,13 +185,13 @@ def asked(monkeypatch, parser):
     """Photos that a parser was asked about, by the mean of their crops."""
     seen = []
 
-    def scores(self, image, points):
+    def of_one(self, image):
         seen.append(float(image.mean()))
         out = np.zeros((len(PARTS), *image.shape[:2]), np.float32)
         out[SKIN] = 1
         return out
 
-    monkeypatch.setattr(RedIsSkin, "scores", scores)
+    monkeypatch.setattr(RedIsSkin, "of_one", of_one)
     monkeypatch.setattr(head_masks, "load_parser", lambda weights, device: parser)
     return seen
 
@@ -218,12 +220,12 @@ def test_a_single_photo_is_not_parsed_for_matches(asked, anna):
 
 
 def test_a_fit_says_where_its_masks_were_not_used(monkeypatch, parser, anna):
-    def nothing(self, image, points):
+    def nothing(self, image):
         out = np.zeros((len(PARTS), *image.shape[:2]), np.float32)
         out[BACKGROUND] = 1
         return out
 
-    monkeypatch.setattr(RedIsSkin, "scores", nothing)
+    monkeypatch.setattr(RedIsSkin, "of_one", nothing)
     monkeypatch.setattr(head_masks, "load_parser", lambda weights, device: parser)
     overrides = ["init.source=landmarks"]
     blind = fit(anna, model=tiny_model(), overrides=[*overrides, "masks.source=auto"])
@@ -242,14 +244,15 @@ def test_parsers_by_name(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "p.safetensors"
     assert isinstance(load_parser("colors"), ByColors) and isinstance(load_parser(), ByNetwork)
-    save_predictor(Parser(options=ParserOptions(size=64)), "parser", path)
+    own = Parser(options=ParserOptions(size=64)).eval()
+    save_predictor(own, "parser", path, half=False)
     network = load_parser(path)
     assert isinstance(network, ByNetwork) and load_parser(str(path)) is network
     image, points = photo()
     with torch.inference_mode():
-        crop = torch.rand(64, 64, 3).mul(255).byte()
-        told = network.network(crop.permute(2, 0, 1)[None, None] / 255, torch.ones(1, 1, dtype=torch.bool))
-    np.testing.assert_allclose(network.scores(crop.numpy(), points), told.parse[0].numpy(), atol=1e-4)
+        crop = torch.rand(2, 64, 64, 3).mul(255).byte()
+        told = own(crop.permute(0, 3, 1, 2)[None] / 255, torch.ones(1, 2, dtype=torch.bool))
+    np.testing.assert_allclose(network.scores(crop.numpy(), points), told.parse.numpy(), atol=1e-4)
     assert (parse_photo(network, image, points) < len(PARTS)).any()
     save_predictor(Parser(options=ParserOptions(size=64, classes=10)), "parser", path)
     with pytest.raises(InputError, match=r"p.safetensors: expected a network that tells the 17 .* with 10"):

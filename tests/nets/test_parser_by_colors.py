@@ -74,7 +74,7 @@ def test_the_head_without_hair_clothes_and_background(rendered):
 
 
 def test_where_cheeks_and_nose_are_unlike_the_face_nothing_is_told(rendered):
-    image, points = cut_out(rendered[0].image, rendered[0].given.astype(np.float64), ByColors.crop)
+    image, points = cut_out(rendered[0].image, rendered[0].given.astype(np.float64), ByColors.crops[0])
     image[cheeks(points, expected_parts(points, len(image))[0])] = (0, 220, 30)
     assert (parse_photo(ByColors(), image, points) == UNKNOWN).all()
 

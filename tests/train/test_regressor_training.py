@@ -442,6 +442,22 @@ def with_maps(observations):
     return replace(observations, labels=labels)
 
 
+def test_a_network_with_two_crops_sees_each_in_half_of_the_samples():
+    seen = Triplets(1).samples[0].observations.select(torch.tensor([1]))
+    inputs = inputs_of(recipe(views=[{"name": "front", "yaw": [-15, 15]}]))
+    inputs = replace(inputs, closer=replace(inputs.crop, margin=inputs.crop.margin / 1.5))
+    rng, spread = np.random.default_rng(3), []
+    for _ in range(40):
+        marks = prepare(seen, "x", MODEL, inputs, PLAIN, rng)[2].landmarks.points[0]
+        spread.append(float((marks.amax(0) - marks.amin(0)).max()))
+    wide, close = min(spread), max(spread)
+    assert close / wide == pytest.approx(1.5, rel=0.03)
+    assert (
+        10 < np.isclose(spread, close).sum() < 30
+        and np.isclose(spread, close).sum() + np.isclose(spread, wide).sum() == 40
+    )
+
+
 def test_label_maps_arrive_at_the_energies():
     """Through the cache, the cut, the camera of the network and the batch, where they used to be dropped."""
     people = Triplets(2)

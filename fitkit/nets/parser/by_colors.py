@@ -235,12 +235,14 @@ class ByColors:
     """A face parser for `parse_photo`. Of what `guess_parts` leaves open, skin is what lies between parts of
     the head, what is below the nose (beards, shadows), and what is not too unlike skin at eyes and brows."""
 
-    crop = ROOM
+    crops: tuple[CropOptions, ...] = (ROOM,)
 
-    def scores(self, image: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """image: [S, S, 3] uint8, cut as `crop` says; points: [68, 2] px, NaN = not known -> [18, S, S]: 1 at
-        the part of `face_parts.PARTS` that is seen, or at the last one, not known. Nothing is known of a face
-        whose cheeks do not look like the rest of it."""
+    def scores(self, images: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """See PhotoParser; 1 at the part of `face_parts.PARTS` that is seen, or at the last one, not known.
+        Nothing is known of a face whose cheeks do not look like the rest of it."""
+        return np.stack([self._scores(image, own) for image, own in zip(images, points)])
+
+    def _scores(self, image: np.ndarray, points: np.ndarray) -> np.ndarray:
         parts, far, mm = _guess(image, points)
         unknown, head = parts == UNKNOWN, np.isin(parts, numbers(HEAD)).astype(np.uint8)
         wide = 2 * max(1, round(BORDER_MM * mm)) + 3

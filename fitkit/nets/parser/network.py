@@ -29,12 +29,15 @@ Width = Annotated[int, Range(1, 1024)]
 @dataclass(frozen=True)
 class ParserOptions:
     """size: side of the pictures, px, a multiple of 64; margin, up: of the crop, see CropOptions: hair and
-    neck are to be seen; spatial: channels of the spatial path; joined: channels where the two paths meet;
+    neck are to be seen; close, close_up: the same of a second crop of the same photo, for the small parts of
+    the face, close 0: none; spatial: channels of the spatial path; joined: channels where the two paths meet;
     classes: 17 = `face_parts.PARTS`, 10 = DF-MVR's, `face_parts.PARSE`."""
 
     size: Annotated[int, Range(64, 1024, multiple=64)] = 256
     margin: Annotated[float, Range(1.0, 10.0)] = 2.2
     up: Annotated[float, Range(-2.0, 2.0)] = 0.18
+    close: Annotated[float, Range(0.0, 10.0)] = 1.3
+    close_up: Annotated[float, Range(-2.0, 2.0)] = 0.06
     spatial: Width = 24
     joined: Width = 64
     classes: Annotated[int, Range(1, 255)] = len(PARTS)
@@ -92,6 +95,7 @@ class Parser(Predictor):
         o = self.options = options
         self.views, self.size = (), o.size
         self.crop = CropOptions(o.margin, o.up, o.size, o.size)
+        self.closer = CropOptions(o.close, o.close_up, o.size, o.size) if o.close > 0 else None
         encoder = LandmarkNetwork(NetworkOptions(size=o.size // 2))
         widths = encoder.options.widths
         self.stem, self.down = encoder.stem, encoder.down
@@ -108,15 +112,11 @@ class Parser(Predictor):
         self.classes = nn.Conv2d(2 * o.spatial, o.classes, 1)
 
     def forward(self, images: Tensor, valid: Tensor, padded: bool = False) -> Prediction:
-        """While it learns, the logits have half the size of the pictures, where costs take a quarter of the
-        time."""
         frames, subject = frames_of(images, valid, padded)
-        logits = self.logits(frames)
-        if not self.training:
-            logits = F.interpolate(
-                logits.float(), size=frames.shape[-2:], mode="bilinear", align_corners=False
-            )
-        return Prediction(parse=logits.float(), subject=subject)
+        logits = F.interpolate(
+            self.logits(frames).float(), size=frames.shape[-2:], mode="bilinear", align_corners=False
+        )
+        return Prediction(parse=logits, subject=subject)
 
     def logits(self, frames: Tensor) -> Tensor:
         """frames: [B, 3, size, size] sRGB in [0, 1] -> [B, classes, size / 2, size / 2]."""
