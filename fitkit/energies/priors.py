@@ -83,8 +83,8 @@ class ExpressionPrior(PlainEnergy):
 
     Blend-shape weights live in 0..1, so negative ones are only allowed as a small correction; Gaussian
     coefficients have one sigma for both signs. owner: [B] int64, views with the same one (a moment, a person)
-    share an expression, which counts once or, every_view, as often as there are views of it; None: each view
-    has its own. group_radius: 0, or in sigmas:
+    share an expression; None: each view has its own. shared: how often an expression of several views counts
+    for each of them; 0: once for all. group_radius: 0, or in sigmas:
     `freeze` gives blend shape k of a person the weight 1 / (1 + m_k / group_radius^2), m_k its mean squared
     residual over the expressions. A shape that they agree on costs little in all of them, one that is hardly
     used is pressed to zero, so that identity and expression do not share what one of them explains. spread:
@@ -100,7 +100,7 @@ class ExpressionPrior(PlainEnergy):
     owner: Tensor | None = None
     group_radius: float = 0.0
     spread: Tensor | None = None
-    every_view: bool = False
+    shared: float = 0.0
     weight: Tensor | None = None  # [B, K_ex] in (0, 1], set by freeze
     name = "expression_prior"
 
@@ -138,9 +138,10 @@ class ExpressionPrior(PlainEnergy):
         b = state.expression[views]
         value = (b * self._inverse(b))[..., None]
         weight = None if self.weight is None else self.weight[views].to(value)
-        if self.every_view and self.owner is not None:
+        if self.shared > 0 and self.owner is not None:
             number = self.owner.to(views)
-            times = (number[:, None] == number[views]).sum(0).to(value)[:, None]
+            seen = (number[:, None] == number[views]).sum(0)[:, None]
+            times = torch.where(seen > 1, self.shared * seen, 1.0).to(value)
             weight = times.expand(value.shape[:2]) if weight is None else weight * times
         return Residuals(value, _everything(value), weight, state.subject[views])
 
@@ -363,14 +364,23 @@ class SizePrior(PlainEnergy):
 
 
 @dataclass(frozen=True)
-class ExpressionPriorTerm(EnergyOptions):
-    """A fit takes both sigmas from its `expression`."""
-
+class GroupedOptions(EnergyOptions):
     group_radius: NonNegative = 0.0  # see ExpressionPrior, in sigmas; 0 = every coefficient by itself
 
 
 @dataclass(frozen=True)
-class ExpressionPriorTraining(ExpressionPriorTerm):
+class ExpressionPriorTerm(GroupedOptions):
+    """A fit takes both sigmas from its `expression`."""
+
+    # How often an expression that several photos share counts for each of them. More than 1: what they show
+    # alike is the person's shape rather than an expression.
+    shared: Positive = 1.0
+
+
+@dataclass(frozen=True)
+class ExpressionPriorTraining(GroupedOptions):
+    """A shared expression counts once."""
+
     sigma: Positive = 0.3  # of a blend shape's weight above 0; Gaussian coefficients have the model's own
     sigma_negative: Positive = 0.1  # and below
 
@@ -408,24 +418,25 @@ class SizePriorTerm(EnergyOptions):
     sigma: Positive = 0.01  # of the head's size, log units
 
 
-def _make_expression_prior(context: Context, o: ExpressionPriorTerm) -> ExpressionPrior:
+def _make_expression_prior(
+    context: Context, o: ExpressionPriorTerm | ExpressionPriorTraining
+) -> ExpressionPrior:
     """The spread of single blend shapes is the fit's: a network learns it."""
     owner, meaning = context.expression_owner, context.model.coefficients["expression"]
+    shared = o.shared if isinstance(o, ExpressionPriorTerm) else 0.0
     if meaning.kind == "gaussian":
         # Groups are for blend shapes, few of which are on. Gaussian coefficients all count alike, as much as
         # a group at one standard deviation.
         sigma = (1 + 1 / o.group_radius**2) ** 0.5 if o.group_radius > 0 else 1.0
-        return ExpressionPrior(sigma, sigma, owner, spread=meaning.sigma)
+        return ExpressionPrior(sigma, sigma, owner, spread=meaning.sigma, shared=shared)
     known = context.expression
     spread = None if known is None else shape_spread(meaning.names)
     sigmas: Any = o if known is None else known
-    return ExpressionPrior(
-        sigmas.sigma, sigmas.sigma_negative, owner, o.group_radius, spread, every_view=known is not None
-    )
+    return ExpressionPrior(sigmas.sigma, sigmas.sigma_negative, owner, o.group_radius, spread, shared=shared)
 
 
 def _make_joint_prior(context: Context, o: EnergyOptions) -> JointPrior:
-    return JointPrior(context.model.coefficients["joints"].sigma, context.expression_owner)
+    return JointPrior(context.model.coefficients["joints"].sigma, context.joint_owner)
 
 
 def _make_mean_prior(context: Context, o: MeanPriorTerm) -> MeanCoefficientPrior:

@@ -8,12 +8,11 @@ from dataclasses import replace
 import torch
 
 from fitkit.energies.objective import LeastSquaresProblem, Objective, TermReport
-from fitkit.energies.priors import ExpressionPrior, JointPrior
+from fitkit.energies.priors import ExpressionPrior
 from fitkit.energies.registry import find
 from fitkit.fitting.solution import Solution
 from fitkit.scene.state import SceneState
 
-SHARED = ("expression", "joints")
 ENOUGH = 3  # photos; two tell too little of depth to tell expressions from it
 # What sharing costs for each photo beyond the first: landmarks in nats, matches as a share of their cost for
 # each photo. Rendered photos of one moment: below 1.7 and 1; of other moments: more than 7 and 0.9, or than 1
@@ -33,21 +32,14 @@ def shared_problem(at: Solution) -> tuple[LeastSquaresProblem, SceneState]:
     problem, _ = at.last
     owner = torch.zeros_like(at.cameras.moments)
     terms = [
-        replace(t, energy=replace(t.energy, owner=owner))
-        if isinstance(t.energy, ExpressionPrior | JointPrior)
-        else t
+        replace(t, energy=replace(t.energy, owner=owner)) if isinstance(t.energy, ExpressionPrior) else t
         for t in problem.objective.terms
     ]
-    blocks = [replace(b, owner=owner) if b.name in SHARED else b for b in problem.layout.blocks]
-    mean = {
-        name: value.mean(0, keepdim=True).expand_as(value)
-        for name in SHARED
-        if (value := getattr(at.state, name)) is not None
-    }
+    blocks = (replace(b, owner=owner) if b.name == "expression" else b for b in problem.layout.blocks)
     layout = replace(problem.layout, blocks=tuple(blocks))
-    return LeastSquaresProblem(
-        Objective(terms), problem.observations, layout, problem.first_order
-    ), at.state.replace(**mean)
+    expression = at.state.expression.mean(0, keepdim=True).expand_as(at.state.expression)
+    shared = LeastSquaresProblem(Objective(terms), problem.observations, layout, problem.first_order)
+    return shared, at.state.replace(expression=expression)
 
 
 def shows_one(own: Mapping[str, TermReport], shared: Mapping[str, TermReport], views: int) -> bool:

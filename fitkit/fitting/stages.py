@@ -223,7 +223,7 @@ class StageRunner:
         energies = {name: energy_of_fit(name, here, options) for name, options in chosen.items()}
         owners = {"focal": at.cameras.focal_groups, "pose": at.cameras.pose_groups}
         owners |= {"principal": at.cameras.cameras}
-        owners["expression"] = owners["joints"] = here.expression_owner
+        owners |= {"expression": here.expression_owner, "joints": here.joint_owner}
         layout = ParameterLayout.of(at.state, free, owners, at.cameras.moments)
         terms = [Term(energies[name], options.weight, options.kernel) for name, options in chosen.items()]
         return at, Objective(terms), layout
@@ -259,6 +259,7 @@ class StageRunner:
 
     def context(self, at: Solution) -> Context:
         """What the energies of a stage that starts at a solution are made from."""
+        shared = self.recipe.expression.shared
         return Context(
             at.model,
             at.observations,
@@ -266,9 +267,8 @@ class StageRunner:
             self.networks,
             self.recipe.seed,
             light=at.state.illumination if at.light is None else at.light,
-            expression_owner=expression_owner(
-                at.cameras.moments, self.recipe.expression.shared or at.one_expression
-            ),
+            expression_owner=expression_owner(at.cameras.moments, shared or at.one_expression),
+            joint_owner=expression_owner(at.cameras.moments, shared),  # a neck turns under one expression
             landmark_sigma=at.sigma,
             offset_sigma=offset_prior(at, self.recipe.landmarks),
             jaw=at.jaw_rule,

@@ -165,6 +165,7 @@ class StageCost:
             self.seed,
             done,
             expression_owner=prediction.expression_owner,
+            joint_owner=prediction.expression_owner,
             prediction=prediction,
         )
         term = Term(spec.make(context, options), options.weight, options.kernel)

@@ -84,7 +84,7 @@ def test_offsets_count_in_their_own_millimetres():
 
 def test_joints_count_in_the_standard_deviations_of_the_model():
     model = replace(SKINNED, joint_sigma=torch.arange(1.0, 13.0).reshape(4, 3).double())
-    context = Context(model, OBS, STATE, expression_owner=torch.tensor([0, 0, 1]))
+    context = Context(model, OBS, STATE, joint_owner=torch.tensor([0, 0, 1]))
     assert find("joint_prior").applies(context) and not find("joint_prior").applies(
         replace(context, model=MODEL)
     )
@@ -130,12 +130,12 @@ def test_shared_quantities_are_counted_once():
 def test_a_shared_expression_may_count_as_often_as_it_is_seen(radius):
     """Sharing takes freedom away and changes nothing else: the cost is that of as many equal expressions."""
     same = STATE.replace(expression=STATE.expression[:1].expand(3, -1).clone())
-    shared = ExpressionPrior(owner=torch.tensor([5, 5, 5]), group_radius=radius, every_view=True)
+    shared = ExpressionPrior(owner=torch.tensor([5, 5, 5]), group_radius=radius, shared=1.0)
     each = ExpressionPrior(group_radius=radius)
     cost = [float(Objective([Term(e.freeze(same, OBS))]).cost(same, OBS)[0]) for e in (shared, each)]
     assert cost[0] == pytest.approx(cost[1])
-    two = ExpressionPrior(owner=torch.tensor([1, 0, 1]), every_view=True).residuals(same, OBS)
-    assert two.weight is not None and two.weight[:, 0].tolist() == [1, 2]
+    two = ExpressionPrior(owner=torch.tensor([1, 0, 1]), shared=2.5).residuals(same, OBS)
+    assert two.weight is not None and two.weight[:, 0].tolist() == [1, 5]
 
 
 @pytest.mark.parametrize("radius", [0.0, 0.5])
