@@ -83,8 +83,8 @@ class ExpressionPrior(PlainEnergy):
 
     Blend-shape weights live in 0..1, so negative ones are only allowed as a small correction; Gaussian
     coefficients have one sigma for both signs. owner: [B] int64, views with the same one (a moment, a person)
-    share an expression; None: each view has its own. shared: how often an expression of several views counts
-    for each of them; 0: once for all. group_radius: 0, or in sigmas:
+    share an expression; None: each view has its own. shared_weight: how often an expression of several views
+    counts for each of them; 0: once for all. group_radius: 0, or in sigmas:
     `freeze` gives blend shape k of a person the weight 1 / (1 + m_k / group_radius^2), m_k its mean squared
     residual over the expressions. A shape that they agree on costs little in all of them, one that is hardly
     used is pressed to zero, so that identity and expression do not share what one of them explains. spread:
@@ -100,7 +100,7 @@ class ExpressionPrior(PlainEnergy):
     owner: Tensor | None = None
     group_radius: float = 0.0
     spread: Tensor | None = None
-    shared: float = 0.0
+    shared_weight: float = 0.0
     weight: Tensor | None = None  # [B, K_ex] in (0, 1], set by freeze
     name = "expression_prior"
 
@@ -138,10 +138,10 @@ class ExpressionPrior(PlainEnergy):
         b = state.expression[views]
         value = (b * self._inverse(b))[..., None]
         weight = None if self.weight is None else self.weight[views].to(value)
-        if self.shared > 0 and self.owner is not None:
+        if self.shared_weight > 0 and self.owner is not None:
             number = self.owner.to(views)
             seen = (number[:, None] == number[views]).sum(0)[:, None]
-            times = torch.where(seen > 1, self.shared * seen, 1.0).to(value)
+            times = torch.where(seen > 1, self.shared_weight * seen, 1.0).to(value)
             weight = times.expand(value.shape[:2]) if weight is None else weight * times
         return Residuals(value, _everything(value), weight, state.subject[views])
 
@@ -365,6 +365,8 @@ class SizePrior(PlainEnergy):
 
 @dataclass(frozen=True)
 class GroupedOptions(EnergyOptions):
+    """Which expressions are pressed to zero together."""
+
     group_radius: NonNegative = 0.0  # see ExpressionPrior, in sigmas; 0 = every coefficient by itself
 
 
@@ -374,7 +376,7 @@ class ExpressionPriorTerm(GroupedOptions):
 
     # How often an expression that several photos share counts for each of them. More than 1: what they show
     # alike is the person's shape rather than an expression.
-    shared: Positive = 1.0
+    shared_weight: Positive = 1.0
 
 
 @dataclass(frozen=True)
@@ -423,16 +425,18 @@ def _make_expression_prior(
 ) -> ExpressionPrior:
     """The spread of single blend shapes is the fit's: a network learns it."""
     owner, meaning = context.expression_owner, context.model.coefficients["expression"]
-    shared = o.shared if isinstance(o, ExpressionPriorTerm) else 0.0
+    shared = o.shared_weight if isinstance(o, ExpressionPriorTerm) else 0.0
     if meaning.kind == "gaussian":
         # Groups are for blend shapes, few of which are on. Gaussian coefficients all count alike, as much as
         # a group at one standard deviation.
         sigma = (1 + 1 / o.group_radius**2) ** 0.5 if o.group_radius > 0 else 1.0
-        return ExpressionPrior(sigma, sigma, owner, spread=meaning.sigma, shared=shared)
+        return ExpressionPrior(sigma, sigma, owner, spread=meaning.sigma, shared_weight=shared)
     known = context.expression
     spread = None if known is None else shape_spread(meaning.names)
     sigmas: Any = o if known is None else known
-    return ExpressionPrior(sigmas.sigma, sigmas.sigma_negative, owner, o.group_radius, spread, shared=shared)
+    return ExpressionPrior(
+        sigmas.sigma, sigmas.sigma_negative, owner, o.group_radius, spread, shared_weight=shared
+    )
 
 
 def _make_joint_prior(context: Context, o: EnergyOptions) -> JointPrior:

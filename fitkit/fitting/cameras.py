@@ -147,6 +147,7 @@ class CameraKnowledge:
             names,
             source,
             moments,
+            any(v.moment for v in self.views),
             notes=notes,
         )
 
@@ -190,6 +191,7 @@ class CameraPrior:
     names: tuple[str, ...]  # of the views
     source: tuple[str, ...]  # per view 'cameras.json', 'exif' or 'estimated'
     moments: Tensor  # [B] int64, views of one moment share the expression
+    moments_stated: bool = False  # the subject says which they are; otherwise each view has its own
     pose_groups: Tensor | None = None  # [B] int64, views of a calibrated rig move together
     metric: bool = False  # known camera positions, in a known unit, fix the scale of the head
     unit_mm: float | None = None  # of positions whose unit nobody knows, at the start; None: there are none

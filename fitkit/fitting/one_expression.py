@@ -11,34 +11,28 @@ from fitkit.energies.objective import LeastSquaresProblem, Objective, TermReport
 from fitkit.energies.priors import ExpressionPrior
 from fitkit.energies.registry import find
 from fitkit.fitting.solution import Solution
+from fitkit.scene.layout import ParameterLayout
 from fitkit.scene.state import SceneState
 
 ENOUGH = 3  # photos; two tell too little of depth to tell expressions from it
-# What sharing costs for each photo beyond the first: landmarks in nats, matches as a share of their cost for
-# each photo. Rendered photos of one moment: below 1.7 and 1; of other moments: more than 7 and 0.9, or than 1
-# and 3.
+# What sharing may cost for each photo beyond the first: landmarks in nats, matches as a share of their cost
+# for each photo. Found with rendered photos: of one moment below 1.7 and (all but two of 40) below 1, of
+# other moments more than 7 and 0.9, or more than 1 and 3.
 LANDMARKS, MATCHES = 2.5, 1.0
 
 
-def may_share(at: Solution) -> bool:
-    """Whether a stage's solution is worth the question: enough photos, none of a moment that is known."""
-    alone = len(at.cameras.moments.unique()) == at.observations.num_views
-    return at.last is not None and alone and at.observations.num_views >= ENOUGH
-
-
-def shared_problem(at: Solution) -> tuple[LeastSquaresProblem, SceneState]:
-    """The problem that was solved last with one expression for all photos, their mean, and its start."""
-    assert at.last is not None
-    problem, _ = at.last
+def shared_problem(
+    at: Solution, objective: Objective, layout: ParameterLayout
+) -> tuple[LeastSquaresProblem, SceneState]:
+    """A problem that was just solved with one expression for all photos, their mean, and where to begin."""
     owner = torch.zeros_like(at.cameras.moments)
     terms = [
         replace(t, energy=replace(t.energy, owner=owner)) if isinstance(t.energy, ExpressionPrior) else t
-        for t in problem.objective.terms
+        for t in objective.terms
     ]
-    blocks = (replace(b, owner=owner) if b.name == "expression" else b for b in problem.layout.blocks)
-    layout = replace(problem.layout, blocks=tuple(blocks))
+    blocks = (replace(b, owner=owner) if b.name == "expression" else b for b in layout.blocks)
+    shared = LeastSquaresProblem(Objective(terms), at.observations, replace(layout, blocks=tuple(blocks)))
     expression = at.state.expression.mean(0, keepdim=True).expand_as(at.state.expression)
-    shared = LeastSquaresProblem(Objective(terms), problem.observations, layout, problem.first_order)
     return shared, at.state.replace(expression=expression)
 
 

@@ -147,7 +147,8 @@ class Stage:
     min_views: Natural = 1  # the stage is left out with fewer
     measure_noise: bool = False  # of the landmarks, from their residuals, before the stage
     measure_offsets: bool = False  # the spread of the landmarks' offsets, anew at each refresh
-    # After the stage: whether three or more photos show one expression, which they then share from there on.
+    # Whether three or more photos show one expression, which they then share from there on; joints stay their
+    # own. Asked of stages that match photos, solve by least squares and free identity and expression.
     find_one_expression: bool = False
     start: Literal["any", "landmarks", "regressor"] = "any"  # the stage is for fits that start there
 

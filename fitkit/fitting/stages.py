@@ -19,7 +19,7 @@ from fitkit.fitting.cameras import expression_owner
 from fitkit.fitting.choose_start import ChosenStart
 from fitkit.fitting.detail import solve_detail
 from fitkit.fitting.noise import given_sigma, measured_sigma, measured_spread, offset_prior, wrong_exif
-from fitkit.fitting.one_expression import may_share, shared_problem, shows_one
+from fitkit.fitting.one_expression import ENOUGH, shared_problem, shows_one
 from fitkit.fitting.recipe import FitRecipe, Stage
 from fitkit.fitting.report import StageReport
 from fitkit.fitting.solution import Solution
@@ -105,8 +105,6 @@ class StageRunner:
         for number, stage in enumerate(stages[done:], done):
             begun, end = (0.8 * sum(effort[:n]) / sum(effort) for n in (number, number + 1))
             at = yield from self._stage(stage, at, progress.part(begun, end, f"stage {stage.name}"))
-            if stage.find_one_expression and may_share(at) and not self.recipe.expression.shared:
-                at = yield from self._with_one_expression(stage, at)
         if not self.recipe.detail.enabled:
             return at
         progress.at(0.8, "detail")
@@ -169,6 +167,9 @@ class StageRunner:
         else:
             steps = self._least_squares(stage, at, objective, layout, progress)
             at, objective, status, messages = yield from steps
+            if self._may_share(stage, at):
+                at, objective, layout, more = yield from self._sharing(stage, at, objective, layout)
+                messages = (*messages, *more)
         with torch.no_grad():
             terms = objective.cost(at.state, at.observations)[1]
         last = (LeastSquaresProblem(objective, at.observations, layout, first_order), at.state)
@@ -183,32 +184,32 @@ class StageRunner:
         shape = last if moved else at.shape
         return replace(at, terms=terms, last=last, shape=shape, stages=(*at.stages, report))
 
-    def _with_one_expression(self, stage: Stage, at: Solution) -> Steps[Solution]:
-        """The solution of a stage with one expression for all photos, where the evidence allows it."""
-        problem, x = shared_problem(at)
+    def _may_share(self, stage: Stage, at: Solution) -> bool:
+        """Whether it is asked after a stage if the photos show one expression."""
+        known = self.recipe.expression.shared or at.one_expression or at.cameras.moments_stated
+        asked = stage.find_one_expression and not known and at.observations.num_views >= ENOUGH
+        matched = any(find(name).role == "flow" for name in stage.energies)
+        return asked and matched and {"identity", "expression"} <= set(stage.free)
+
+    def _sharing(
+        self, stage: Stage, at: Solution, objective: Objective, layout: ParameterLayout
+    ) -> Steps[tuple[Solution, Objective, ParameterLayout, tuple[str, ...]]]:
+        """A solution, its objective and layout with one expression for all photos, where the evidence allows
+        it, and what to say of it."""
+        problem, x = shared_problem(at, objective, layout)
         options = LMOptions(stage.solver.max_iterations, min_decrease=stage.solver.min_decrease)
         result = yield Request(problem, x, options, self.recipe.stages.index(stage), self.clock)
         at = replace(at, iterations=at.iterations + result.iterations)
-        if result.status == "failed":
-            return at
         with torch.no_grad():
-            terms = problem.objective.cost(result.x, at.observations)[1]
-        if not shows_one(at.terms, terms, at.observations.num_views):
-            return at
+            own, shared = (
+                o.cost(s, at.observations)[1]
+                for o, s in ((objective, at.state), (problem.objective, result.x))
+            )
+        if result.status == "failed" or not shows_one(own, shared, at.observations.num_views):
+            return at, objective, layout, ()
+        at = replace(at, state=result.x, one_expression=True)
         message = f"one expression for all photos: {result.message}"
-        log.info("stage %s: %s", stage.name, message)
-        *before, report = at.stages
-        report = replace(report, messages=(*report.messages, message))
-        solved = problem, result.x
-        return replace(
-            at,
-            state=result.x,
-            one_expression=True,
-            terms=terms,
-            last=solved,
-            shape=solved,
-            stages=(*before, report),
-        )
+        return at, problem.objective, problem.layout, (message,)
 
     def _set_up(self, stage: Stage, at: Solution) -> tuple[Solution, Objective, ParameterLayout]:
         """What a stage minimizes over what; where it needs the light and nobody has estimated it, that comes

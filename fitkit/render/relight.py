@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Log units, what is expected of each harmonic at its largest: of the constant, and of the others.
+# Log units, what is expected of the coefficients: of the constant, and of the others.
 GAIN, SHADE = 1.0, np.array([0.3] * 3 + [0.1] * 5)
 APART = 0.15  # log units, from which on two colours count as different things
 TRUSTED = 0.15  # share of the largest weight of its photo from which on a colour is compared

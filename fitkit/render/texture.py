@@ -27,7 +27,7 @@ from fitkit.geometry.spherical_harmonics import sh_basis
 from fitkit.models.appearance import EYES, INSIDE, default_albedo, in_region
 from fitkit.models.correspondence import Correspondence
 from fitkit.models.face_model import FaceModel
-from fitkit.render.relight import leftover_light, usable_colors
+from fitkit.render.relight import FEWEST, leftover_light, usable_colors
 from fitkit.render.texels import Texels
 from fitkit.render.view_colors import (
     DARK,
@@ -45,7 +45,7 @@ FULL = 0.05  # blending weight from which a texel counts as fully seen
 SMALL = 256  # side of the map of the smooth colours, at most
 EARS, BESIDE = ("ear",), ("neck", "ear")  # how the names of parts begin
 CHIN, BEHIND_CHIN_MM = 8, 12.0  # landmark, and what is below it and farther back is no face any more
-BROWS_AND_EYES = slice(17, 48)  # of the 68
+BROWS_AND_EYES = np.r_[17:27, 36:48]  # of the 68
 FOREHEAD_MM = 9.0, 20.0  # from brows and eyes: hair may hang into what is farther, surely beyond the second
 BEYOND = 1e-4  # weight of smooth colours beyond what is seen
 FEATHER_MM = 8.0  # how far from their border colours of photos fade out where hair and clothes begin
@@ -58,9 +58,9 @@ class TextureOptions:
 
     lookup: visibility and trust in single views; detail_power: how much the best view is preferred for
     details; blur: sigma of the split between the bands as a share of the map's side; max_views: photos used
-    at most; prefer: how many times as much the photo that shows the face best counts, because brows and lips
-    from photos of different moments do not lie on each other; spread: deviation of a view's smooth colour
-    from the mean, as a share of it, from which on it loses weight.
+    at most; prefer: how many times as well the photo that shows the face best is taken to show it, because
+    brows and lips from photos of different moments do not lie on each other; spread: deviation of a view's
+    smooth colour from the mean, as a share of it, from which on it loses weight.
     """
 
     lookup: LookupOptions = field(default_factory=LookupOptions)
@@ -74,7 +74,7 @@ class TextureOptions:
 @dataclass(frozen=True)
 class UvMaps:
     """Linear RGB maps [S, S, 3] float32, row 0 is v = 1. color: as in the photos, in their mean light;
-    albedo: without light; seen: [S, S] in [0, 1], how well the photos show a texel."""
+    albedo: without light; seen: [S, S] in [0, 1], how far a texel is taken from where the photos show it."""
 
     color: np.ndarray
     albedo: np.ndarray
@@ -136,7 +136,7 @@ def blend_views(
         layout: UV of another model; None = the model's own.
     """
     light = None if light is None else usable_light(light)
-    doubt = _may_show_other_things(model)
+    doubt = _hair_or_clothes(model)
     lookups = [
         ViewColors.of(view, model.triangles, None if light is None else light[i], options.lookup, doubt)
         for i, view in enumerate(views)
@@ -169,17 +169,20 @@ class _Blend:
         self.fades = self.texels.matrix @ (doubt * ~_named(model, EARS))
         self.eye = in_region(model, EYES).astype(np.float32)
         self.partner, self.paired = _mirror(model)
-        self.lookups, self.main = lookups, -1
+        self.lookups = lookups
         samples = self._evened()
         self.main = self._main_view(samples)
-        samples[self.main] = samples[self.main][0], samples[self.main][1] * options.prefer
+        self.prefer = np.where(np.arange(len(samples)) == self.main, options.prefer, 1.0).astype(np.float32)
         self.eye_view = self._choose_eye_views(samples)
         samples = [(rgb, self._eyes_once(i, self.texels, weight)) for i, (rgb, weight) in enumerate(samples)]
         low = [
             low_band(self.texels, rgb, weight > 0, options.blur * self.texels.size) for rgb, weight in samples
         ]
         # Smooth colours reach beyond what is seen, so that they can be interpolated at its border.
-        weights = [weight + BEYOND * reach for (_, weight), (_, reach) in zip(samples, low)]
+        weights = [
+            weight * prefer + BEYOND * reach
+            for (_, weight), (_, reach), prefer in zip(samples, low, self.prefer)
+        ]
         self.low, self.reach = [values for values, _ in low], [reach for _, reach in low]
         self.base = _robust_mean(self.low, weights, options.spread)
         seen = np.minimum(1, np.sum([weight for _, weight in samples], 0) / FULL)
@@ -238,9 +241,7 @@ class _Blend:
     def _sample(
         self, i: int, texels: Texels, moved: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Colours without light and weights of a view, at the texels or at other vertices, `moved`."""
-        rgb, weight = self.lookups[i].sample(texels.matrix, moved, None if moved is None else self.paired)
-        return rgb, weight * self.options.prefer if i == self.main else weight
+        return self.lookups[i].sample(texels.matrix, moved, None if moved is None else self.paired)
 
     def _choose_eye_views(self, samples: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """[V] the view that each vertex of an eye is taken from, -1 elsewhere: the main one or else one for
@@ -277,9 +278,9 @@ class _Blend:
         self.ratio = smooth.solve(both, log - log[partner], np.zeros(6, np.float32))
 
         mirrored, weight = self._mirrored(texels)
-        self.soft_known = self._soft(self._completed(self.base, self.seen, mirrored, weight)[0])
         known, full = self._completed(self.base, self.seen, mirrored, weight)
-        known *= self.soft_known
+        self.soft_known = self._soft(known)
+        known = known * self.soft_known
         color, trusted = texels.to_vertices(full, known)
         there = trust[partner] * self.paired
         other = log[partner, 3:] + self.ratio[:, 3:]
@@ -357,7 +358,8 @@ class _Blend:
         if layout is not None:
             texels, there = texels.carried(self.model, layout.onto)
         base = None
-        small = (np.stack([self.soft_seen, self.soft_known], 1), self.base, *self.low)
+        # Vertices without a texel in the small map do not fade.
+        small = (1 - np.stack([self.soft_seen, self.soft_known], 1), self.base, *self.low)
         if layout is None:
             base = [self.texels.picture(values) for values in small]
         else:
@@ -374,11 +376,11 @@ class _Blend:
             rgb, weight = self._sample(i, texels)
             weight = self._eyes_once(i, texels, weight)
             seen += weight
-            sharp = weight**self.options.detail_power
+            sharp = (weight * self.prefer[i]) ** self.options.detail_power
             detail += (rgb - smooth(2 + i)) * sharp[:, None]
             total += sharp
         albedo = np.maximum(smooth(1) + detail / total[:, None], 0)
-        soft_seen, soft_known = smooth(0).T
+        soft_seen, soft_known = 1 - smooth(0).T
         seen = np.minimum(1, seen / FULL) * soft_seen
         hole = np.flatnonzero(seen < 1)
         if len(hole):
@@ -409,7 +411,7 @@ def _pairs(
     for i in range(len(samples)):
         for j in range(i):
             both = good[i] & good[j]
-            if both.sum() >= 30:
+            if both.sum() >= FEWEST:
                 yield i, j, np.log(samples[j][0][both] / samples[i][0][both])
 
 
@@ -466,9 +468,9 @@ def low_band(
     return picture[:, :3] / np.maximum(picture[:, 3:], 1e-6), picture[:, 3]
 
 
-def _may_show_other_things(model: FaceModel) -> np.ndarray:
-    """[V] in [0, 1]: ears, neck and what is below the chin, where collars and hair are taken for skin, and
-    what is above or beside brows and eyes, where hair is."""
+def _hair_or_clothes(model: FaceModel) -> np.ndarray:
+    """[V] in [0, 1], how likely photos show these there: on ears and neck, below the chin, and above or
+    beside brows and eyes."""
     named = _named(model, BESIDE)
     points = model.landmarks.points(model.mean[None], model.triangles)[0].numpy()
     mean = model.mean.numpy()

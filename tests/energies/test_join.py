@@ -62,7 +62,7 @@ def person(seed, views, matches=False, size=160):
         Term(LandmarkOffsetPrior(torch.full((68,), 1.0 + seed, dtype=torch.float64))),
         Term(IdentityPrior()),
         Term(SizePrior.of(MODEL, 0.01)),
-        Term(ExpressionPrior(0.2, 0.07, owner, 0.3, shared=1.0), 10.0),
+        Term(ExpressionPrior(0.2, 0.07, owner, 0.3, shared_weight=1.0), 10.0),
         Term(FocalPrior(focal, each, torch.arange(views) == 0 if views == 3 else each > 0)),
     ]
     terms += [Term(flow(truth, 0.5 + seed), 50.0, Kernel("gm", 4.0))] if matches else []

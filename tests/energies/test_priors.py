@@ -130,11 +130,11 @@ def test_shared_quantities_are_counted_once():
 def test_a_shared_expression_may_count_as_often_as_it_is_seen(radius):
     """Sharing takes freedom away and changes nothing else: the cost is that of as many equal expressions."""
     same = STATE.replace(expression=STATE.expression[:1].expand(3, -1).clone())
-    shared = ExpressionPrior(owner=torch.tensor([5, 5, 5]), group_radius=radius, shared=1.0)
+    shared = ExpressionPrior(owner=torch.tensor([5, 5, 5]), group_radius=radius, shared_weight=1.0)
     each = ExpressionPrior(group_radius=radius)
     cost = [float(Objective([Term(e.freeze(same, OBS))]).cost(same, OBS)[0]) for e in (shared, each)]
     assert cost[0] == pytest.approx(cost[1])
-    two = ExpressionPrior(owner=torch.tensor([1, 0, 1]), shared=2.5).residuals(same, OBS)
+    two = ExpressionPrior(owner=torch.tensor([1, 0, 1]), shared_weight=2.5).residuals(same, OBS)
     assert two.weight is not None and two.weight[:, 0].tolist() == [1, 5]
 
 

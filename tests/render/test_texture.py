@@ -13,7 +13,8 @@ from fitkit.geometry.color import linear_from_srgb, srgb_from_linear
 from fitkit.geometry.normals import vertex_normals
 from fitkit.io.subject import Subject
 from fitkit.models.correspondence import Correspondence
-from fitkit.render.texture import Layout, TextureOptions, blend_views
+from fitkit.models.registry import load_model
+from fitkit.render.texture import Layout, TextureOptions, _hair_or_clothes, blend_views
 from fitkit.render.view_colors import CroppedView, crop_and_scale
 from fitkit.scene.camera import Camera
 
@@ -218,6 +219,36 @@ def test_hair_on_the_forehead_stays_out():
     top = (height > height.quantile(0.85)).numpy() & interior(model)
     found = at_vertices(blend_texture(tiny_result(model=model, size=192, colors=hair), SIZE), model)
     assert top.sum() >= 10 and np.abs(found[top] - skin[0].numpy() * 255).mean() < 8
+
+
+def test_hair_is_looked_for_around_the_face_alone():
+    """A mole, a beard or a shadow on a cheek is not hair, whatever its colour."""
+    model = load_model("generic")
+    doubt = _hair_or_clothes(model)
+    points = model.landmarks.points(model.mean[None], model.triangles)[0]
+    below = model.mean[:, 1] < points[36:48, 1].min() - 15
+    face = (model.face & below & (model.mean[:, 2] > points[8, 2] - 12)).numpy()
+    assert face.sum() > 500 and doubt[face].max() == 0
+    top = (model.mean[:, 1] > points[17:27, 1].max() + 30).numpy()
+    assert top.sum() > 100 and doubt[top].min() > 0.99
+
+
+def test_one_photo_is_not_preferred_to_itself():
+    result = tiny_result(views=1, size=192)
+    seen = [fuse_result(result, SIZE, TextureOptions(prefer=p)) for p in (1.0, 4.0)]
+    np.testing.assert_array_equal(seen[0].seen, seen[1].seen)
+    np.testing.assert_allclose(seen[0].color, seen[1].color, atol=1e-5)
+
+
+def test_towards_hair_photos_fade_out():
+    """Of forehead and neck, where the photo ends at a mask, nothing is seen at the border itself."""
+    model = tiny_model()
+    result = tiny_result(model=model, size=192)
+    views = [v.replace(mask=np.arange(192)[:, None] > np.full(192, 60)) for v in result.subject.views]
+    maps = fuse_result(replace(result, subject=Subject("t", tuple(views))), SIZE)
+    rows = np.where(maps.seen.max(1) > 0)[0]
+    first, steps = rows[0], np.abs(np.diff(maps.seen.max(1)))[rows[0] : rows[0] + 20]
+    assert first > 0 and steps.max() < 0.5
 
 
 def test_photos_of_other_moments_are_not_mixed():
