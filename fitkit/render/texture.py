@@ -226,16 +226,19 @@ class _Blend:
         return [(rgb / np.exp(basis @ x), weight) for (rgb, weight), x in zip(samples, left)]
 
     def _main_view(self, samples: list[tuple[np.ndarray, np.ndarray]]) -> int:
-        """The view that shows the face well, and as the others do: their shadows are elsewhere."""
+        """The view that shows both halves of the face well, and as the others do: their shadows are
+        elsewhere."""
         face = self.doubt < 0.01
-        apart = [[] for _ in samples]
+        left = self.texels.matrix @ (self.model.mean[:, 0].numpy() > 0).astype(np.float32)
+        apart: list[list[float]] = [[] for _ in samples]
         for i, j, log in _pairs(samples, face):
             apart[i].append(np.abs(log).mean())
             apart[j].append(np.abs(log).mean())
-        score = [
-            np.sqrt(weight[face].sum()) / (1 + np.square(np.mean(away or [0.0]) / self.options.spread))
-            for (_, weight), away in zip(samples, apart)
-        ]
+        score = []
+        for (_, weight), away in zip(samples, apart):
+            halves = [(weight * face * side).sum() for side in (left, 1 - left)]
+            shown = np.sqrt(halves[0] * halves[1]) + 0.01 * sum(halves)
+            score.append(shown / (1 + np.square(np.mean(away or [0.0]) / (2 * self.options.spread))))
         return int(np.argmax(score))
 
     def _sample(
