@@ -1003,6 +1003,7 @@ def test_validation_measures_how_far_the_views_disagree(people):
                     "views": settings.views,
                     "size": 96,
                     "crop": CropOptions(1.5, 0.0, 96, 96),
+                    "closer": None,
                     "camera_kind": "perspective",
                     "focal": 0.0,
                 },
