@@ -214,8 +214,8 @@ def two_people(problem: LeastSquaresProblem, state: SceneState) -> TwoPeople | N
     By the normal equations of landmarks and priors the evidence of a group of views, all else integrated out
     (but an expression that all photos share, which stays as it is), is a Gaussian integral: log of the root
     of |L| / |H| plus g' H^-1 g / 2, where L is the precision of the prior, H that of prior and landmarks, g
-    their gradient; two people have two identities and two sets of
-    offsets of landmarks, each with the whole prior.
+    their gradient; two people have two identities and two sets of offsets of landmarks, each with the whole
+    prior.
     Source: Bayes factors of Gaussian linear models: Bishop, "Pattern Recognition and Machine Learning", 2006,
     sec. 3.4 and 4.4.
     """
