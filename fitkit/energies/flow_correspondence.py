@@ -51,9 +51,12 @@ class FlowOptions:
     # Radius in flow pixels of the local contrast normalization, 0 = none. Highlights and shading glide over
     # the skin and pull the flow along; what is left after it is skin texture, which does not.
     normalize: Annotated[float, Range(0.0, 100.0)] = 3.0
-    # Independent measurements that a pair with matches all over the face is worth; the deviation of its
-    # matches is measured, see `pair_noise`; 0: `sigma_px` and the term's weight say what matches are worth.
+    # Independent measurements that a pair of sharp photos with matches all over the face is worth; the
+    # deviation of its matches is measured, see `pair_noise`; 0: `sigma_px` and the term's weight say what
+    # matches are worth. shared_patches: of a pair that shows one expression, whose matches agree so well that
+    # what is wrong with them is wrong all over; 0: as many.
     patches: NonNegative = 0.0
+    shared_patches: NonNegative = 0.0
     min_correlation: Cosine = 0.6  # of the patches around both ends of a match
     min_cosine: Cosine = 0.25  # of the viewing angle
     depth_tolerance_mm: NonNegative = 3.5  # how far behind the nearest surface a point still counts as seen
@@ -72,7 +75,8 @@ class Matches:
     """Fixed correspondences of G view pairs, N each. pixel_a, pixel_b: [G, N, 2] px of the crops; triangle
     [G, N] int64: the surface element seen at pixel_a; weight [G, N]; valid [G, N] bool; share [G]: of the
     skin of view b that view a sees too; matched [G]: of that, the share with a match;
-    sigma [G]: measured standard deviation of a match, px of the crop, None where it is not measured."""
+    sharp [G]: share of the pixels of the flow that the photos resolve; sigma [G]: measured standard deviation
+    of a match, px of the crop, None where it is not measured."""
 
     view_a: Tensor
     view_b: Tensor
@@ -83,6 +87,7 @@ class Matches:
     valid: Tensor
     share: Tensor | None = None
     matched: Tensor | None = None
+    sharp: Tensor | None = None
     sigma: Tensor | None = None
 
     def moved(self, views: int) -> Matches:
@@ -114,6 +119,7 @@ class FlowCorrespondence:
     sigma_px: float | Tensor  # of the crop; [G], where it is of several people
     photos: FlowImages
     matches: Matches | None = None
+    owner: Tensor | None = None  # [B] int64: views with the same one share an expression; None: none do
 
     name = "flow_corr"
 
@@ -136,13 +142,23 @@ class FlowCorrespondence:
             return found
         m = found.matches
         trust = torch.where(m.valid, m.weight, torch.zeros_like(m.weight))
-        count = self.options.patches * m.share * ((m.matched - CHANCE) / (SURE - CHANCE)).clamp(0, 1)
+        count = self._patches(m) * m.share * ((m.matched - CHANCE) / (SURE - CHANCE)).clamp(0, 1)
         sigma = pair_noise(found, state).clamp_min(LEAST_NOISE * self.sigma_px)
         count = count * (self.sigma_px / sigma) ** 2
         return replace(
             found,
             matches=replace(m, sigma=sigma, weight=trust * (count / trust.sum(1).clamp_min(1e-9))[:, None]),
         )
+
+    def _patches(self, m: Matches) -> Tensor:
+        """[G]: independent measurements of pairs with matches all over the face. Flow errs alike over some
+        pixels: of a photo that is enlarged for it, fewer are independent."""
+        sharp, o = torch.ones_like(m.share) if m.sharp is None else m.sharp, self.options
+        if self.owner is None or o.shared_patches == 0:
+            return o.patches * sharp
+        owner = self.owner.to(m.view_a)
+        shared = owner[m.view_a] == owner[m.view_b]
+        return torch.where(shared, o.shared_patches, o.patches).to(sharp) * sharp
 
     def join(self, parts: Sequence[FlowCorrespondence], views: Sequence[int]) -> FlowCorrespondence | None:
         if any((p.model, p.options) != (self.model, self.options) for p in parts):
@@ -311,13 +327,15 @@ class FlowImages:
     """The photos as the flow sees them: grey, contrast-normalized, at the flow's size.
 
     images, mask: [B, 1, h, w]; reduction: crop pixel p lies at (p + 1/2) / reduction - 1/2; moment: that of
-    the observations.
+    the observations; sharp: [B], share of the pixels that the photos resolve, 1 unless they were enlarged,
+    None: not known.
     """
 
     images: Tensor
     mask: Tensor
     reduction: float
     moment: Tensor | None = None
+    sharp: Tensor | None = None
 
     @staticmethod
     def of(observations: Observations, options: FlowOptions) -> FlowImages:
@@ -337,7 +355,9 @@ class FlowImages:
             else F.interpolate(grey, size=size, mode="bilinear")
         )
         mask = F.interpolate(observations.mask[:, None].to(grey), size=size, mode="area")
-        return FlowImages(normalize_contrast(grey, options.normalize), mask, reduction, observations.moment)
+        sharp = (reduction / observations.scale).clamp_max(1) ** 2
+        images = normalize_contrast(grey, options.normalize)
+        return FlowImages(images, mask, reduction, observations.moment, sharp)
 
 
 def find_matches(
@@ -417,7 +437,10 @@ def find_matches(
         weight[g, :n] = trust[pick]
         valid[g, :n] = True
     view_a, view_b = (torch.tensor([p[i] for p in pairs], dtype=torch.int64, device=device) for i in (0, 1))
-    return Matches(view_a, view_b, pixel_a, pixel_b, triangle, weight, valid, share, matched)
+    sharp = photos.sharp
+    if sharp is not None:
+        sharp = torch.minimum(sharp[view_a], sharp[view_b])
+    return Matches(view_a, view_b, pixel_a, pixel_b, triangle, weight, valid, share, matched, sharp)
 
 
 @torch.no_grad()
@@ -532,6 +555,7 @@ def make_matcher(context: Context, o: FlowTerm) -> FlowCorrespondence:
         ask_flow(context.networks, o),
         options.sigma_px * observations.pixel_unit,
         FlowImages.of(observations, options),
+        owner=context.expression_owner,
     )
 
 

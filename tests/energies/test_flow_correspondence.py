@@ -432,6 +432,36 @@ def test_a_pair_counts_by_its_noise_and_by_how_much_of_it_matches():
     check_everything(frozen, moved(state), observe(MODEL, state))
 
 
+def test_pairs_of_one_expression_and_of_enlarged_photos_count_less():
+    """The three views of four pairs, (0, 1), (1, 0), (1, 2), (2, 1): 0 and 1 show one expression."""
+    state = truth()
+    m = perfect_matches(state, 400)
+    assert m.view_a.tolist() == [0, 1, 1, 2]
+    noise = torch.randn(m.pixel_b.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    m = replace(m, pixel_b=m.pixel_b + noise, share=torch.ones(4), matched=torch.full((4,), 0.9))
+    m = replace(m, sharp=torch.tensor([1.0, 1.0, 1.0, 0.25]))
+
+    def worth(owner, **options):
+        options = FlowOptions(patches=60.0, hold=True, **options)
+        energy = FlowCorrespondence(MODEL, options, None, 1.0, None, m, owner)
+        frozen = energy.freeze(state, None).matches
+        return (frozen.weight.sum(1) * frozen.sigma**2).tolist()
+
+    owner = torch.tensor([7, 7, 2])
+    assert worth(owner, shared_patches=20.0) == pytest.approx([20, 20, 60, 15])
+    assert worth(owner) == worth(None, shared_patches=20.0) == pytest.approx([60, 60, 60, 15])
+
+
+def test_enlarged_photos_are_not_sharp(triplet):
+    _, _, obs = triplet  # 224 px
+    flow = lambda size, scale: FlowImages.of(
+        replace(obs, scale=torch.tensor([scale, 0.5, 4.0])), FlowOptions(size=size)
+    )
+    # A photo pixel is `scale` crop pixels, and a crop pixel size / 224 of the flow's.
+    torch.testing.assert_close(flow(224, 1.0).sharp, torch.tensor([1.0, 1.0, 1 / 16]))
+    torch.testing.assert_close(flow(448, 2.0).sharp, torch.tensor([1 / 16, 1.0, 1 / 64]))
+
+
 def test_too_few_matches_are_worth_nothing():
     state = truth()
     m = perfect_matches(state, 10)
