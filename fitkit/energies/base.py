@@ -88,15 +88,21 @@ class Staged(Protocol):
 
 
 @runtime_checkable
-class Joinable(Protocol):
-    """An energy whose frozen forms, of one person each, can be one of all these people."""
+class Joinable(Linearizable, Protocol):
+    """An energy whose frozen forms, of one person each, can be one of all these people.
 
-    def join(self, parts: Sequence[Any], views: Sequence[int]) -> Energy | None:
-        """The energy of all people, of the same terms of as many recipes; None where their options differ too
-        much for that.
+    What it says of a person must be the same, bit for bit, whoever else is there. Sums, products,
+    quotients and roots number by number are; sums over an axis, products of matrices and functions such as
+    the logarithm may depend on the size of an array: they are for each person by itself.
+    """
+
+    def join(self, parts: Sequence[Any], views: Sequence[int]) -> Any:
+        """The energy of all people, Joinable as well, of the same terms of as many recipes; None where their
+        options differ too much for that.
 
         parts: frozen, this one the first; views: how many each has. They have the views in this order. What
-        is joined is given observations without images, and says whom its residuals are about.
+        is joined is given observations without images, says whom its residuals are about, and has the groups
+        of a person side by side, in the order that they have alone.
         """
         ...
 

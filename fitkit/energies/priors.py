@@ -262,9 +262,6 @@ class FocalPrior(PlainEnergy):
     first: Tensor
     name = "focal_prior"
 
-    def join(self, parts: Sequence[FocalPrior], views: Sequence[int]) -> FocalPrior:
-        return FocalPrior(*(torch.cat([getattr(p, n) for p in parts]) for n in ("mean", "sigma", "first")))
-
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         value = (torch.log(state.camera.focal / self.mean) / self.sigma)[:, None, None]
         return Residuals(value, self.first[:, None], person=state.subject)
@@ -347,9 +344,6 @@ class SizePrior(PlainEnergy):
         rows = basis.rows[..., : basis.num_identity]
         rows = rows - rows.mean(0)
         return SizePrior((mean[..., None] * rows).sum((0, 1)) / (mean * mean).sum(), sigma)
-
-    def join(self, parts: Sequence[SizePrior], views: Sequence[int]) -> SizePrior | None:
-        return self if all(p.sigma == self.sigma for p in parts) else None
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         return _of_people((state.identity @ self.slope.to(state.identity))[:, None, None] / self.sigma)

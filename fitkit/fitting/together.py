@@ -14,11 +14,16 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fitkit.energies.join import alike, join_problems
+from fitkit.energies.join import JoinedProblems, alike
 from fitkit.energies.objective import LeastSquaresProblem
 from fitkit.errors import FitkitError
 from fitkit.scene.state import SceneState
-from fitkit.solvers.levenberg_marquardt import LMOptions, SolverResult, levenberg_marquardt
+from fitkit.solvers.levenberg_marquardt import (
+    LMOptions,
+    SolverResult,
+    levenberg_marquardt,
+    levenberg_marquardt_side_by_side,
+)
 
 T = TypeVar("T")
 
@@ -101,13 +106,8 @@ def together(fits: Sequence[Steps[T]]) -> list[T | FitkitError]:
 
 def _solve(requests: Sequence[Request]) -> list[SolverResult]:
     """The solutions of requests that are alike."""
-    problems, xs, options = [r.problem for r in requests], [r.x for r in requests], requests[0].options
-    joined = join_problems(problems, xs) if len(requests) > 1 else None
-    if joined is None:
-        return [levenberg_marquardt(problem, x, options) for problem, x in zip(problems, xs)]
-    found = levenberg_marquardt(*joined, options)
-    return [
-        # Without a step it is still what it was, not known offsets of 0.
-        SolverResult(found.x.select_people([i]) if len(end.cost_history) > 1 else x, (end,))
-        for i, (x, end) in enumerate(zip(xs, found.people))
-    ]
+    first = requests[0]
+    if len(requests) == 1:
+        return [levenberg_marquardt(first.problem, first.x, first.options)]
+    problems, xs = [r.problem for r in requests], [r.x for r in requests]
+    return levenberg_marquardt_side_by_side(JoinedProblems(problems, xs), xs, first.options)

@@ -171,7 +171,22 @@ class ParameterLayout:
 
     def columns(self, names: Sequence[str]) -> Tensor:
         """[B, n] int64: the part of `index` that belongs to the blocks `names`, which are in the order
-        `order`."""
+        `order`; the same tensor for the same names."""
+        key = tuple(names)
+        if key not in self._known_columns:
+            self._known_columns[key] = self._columns(key)
+        return self._known_columns[key]
+
+    @cached_property
+    def _known_columns(self) -> dict[tuple[str, ...], Tensor]:
+        return {}
+
+    @cached_property
+    def places(self) -> dict:
+        """What `ArrowSystem` knows of where numbers go, the same in all systems of this layout."""
+        return {}
+
+    def _columns(self, names: Sequence[str]) -> Tensor:
         starts, total = {}, 0
         for name in self.order:
             starts[name] = total
