@@ -88,7 +88,7 @@ class Staged(Protocol):
 
 
 @runtime_checkable
-class Joinable(Linearizable, Protocol):
+class Joinable(Energy, Linearizable, Protocol):
     """An energy whose frozen forms, of one person each, can be one of all these people.
 
     What it says of a person must be the same, bit for bit, whoever else is there. Sums, products,

@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from fitkit.energies.base import Energy, Joinable, Linearization, Residuals, Slot
+from fitkit.energies.base import Joinable, Linearization, Residuals, Slot
 from fitkit.energies.objective import (
     LeastSquaresProblem,
     Term,
@@ -109,7 +109,7 @@ class _Group:
         residuals = (t.energy.residuals(x, p.observations) for t, x, p in zip(terms, xs, self.problems))
         return torch.cat([t.cost(r) for t, r in zip(terms, residuals)])
 
-    def _joint_costs(self, term: Term, energy: Energy, x: SceneState) -> Tensor:
+    def _joint_costs(self, term: Term, energy: Joinable, x: SceneState) -> Tensor:
         r = energy.residuals(x, self.observations)
         items = cost_items(term, r).split(self._sizes_of(energy, r))
         return term.weight * torch.stack([each.sum() for each in items]) / 2
@@ -132,12 +132,11 @@ class _Group:
         self,
         systems: Sequence[ArrowSystem],
         k: int,
-        energy: Energy,
+        energy: Joinable,
         x: SceneState,
         xs: Sequence[SceneState],
         wanted: Sequence[int],
     ) -> None:
-        assert isinstance(energy, Joinable)
         lin = energy.linearize(x, self.observations)
         weighted = Weighted.of(self.terms[k][0], lin, 1.0)
         ends = list(accumulate(self._sizes_of(energy, lin.residuals)))
@@ -148,7 +147,7 @@ class _Group:
             own = blocked(_of_groups(lin, part, first[i]), xs[i], layout)
             add_weighted(system, own, weighted.of_groups(part), layout)
 
-    def _sizes_of(self, energy: Energy, r: Residuals) -> list[int]:
+    def _sizes_of(self, energy: Joinable, r: Residuals) -> list[int]:
         """How many of the groups of residuals, which come person by person, are of each."""
         if energy.name not in self._sizes:
             assert r.person is not None and bool((r.person.diff() >= 0).all()), energy.name
@@ -156,7 +155,7 @@ class _Group:
         return self._sizes[energy.name]
 
 
-def _joined(terms: Sequence[Term], views: Sequence[int]) -> Energy | None:
+def _joined(terms: Sequence[Term], views: Sequence[int]) -> Joinable | None:
     """The energy of all people; None where each has its own."""
     first = terms[0]
     if not isinstance(first.energy, Joinable) or first.energy.reduction != "sum" or not first.kernel.exact:

@@ -133,7 +133,9 @@ def linearization(
     energy: Energy, state: SceneState, observations: Any, layout: ParameterLayout
 ) -> Linearization:
     """Residuals and derivatives of a frozen energy: written by hand, or by automatic differentiation."""
-    if isinstance(energy, Linearizable):
+    if hasattr(
+        energy, "linearize"
+    ):  # as isinstance(energy, Linearizable), which takes a tenth of a prior's time
         return blocked(energy.linearize(state, observations), state, layout)
     return autodiff.linearize(energy, state, observations, layout.order)
 

@@ -1,10 +1,11 @@
-"""Several fits side by side: what they ask a solver for at the same time is solved as one problem.
+"""Several fits side by side: what they ask a solver for at the same time is solved together.
 
 A fit decides much about its own photos: where it begins, what its jaw points are, how noisy they are, which
 stages it needs. All that stays as it is for one person. Only where Levenberg-Marquardt is called, a fit says
-what it wants solved and waits; when all wait, the problems that are alike are joined and solved at once. The
-time of a fit with few photos goes into thousands of calls of torch with little work in each, which so serve
-several people; flow and rendering of many photos take the time they take.
+what it wants solved and waits; when all wait, the problems that are alike are solved side by side, which on a
+CPU gives each the bits that it gets alone. The time of a fit with few photos goes into thousands of calls of
+torch with little work in each, some of which so serve several people; flow and rendering of many photos take
+the time they take.
 """
 
 from __future__ import annotations

@@ -108,7 +108,9 @@ class ArrowSystem:
         # All views of a group have the same shared parameters, so their derivatives add up before they are
         # squared.
         s = places.num_shared
-        shared, own = sum(r[..., :s] for r in rows), [r[..., s:] for r in rows]
+        shared, own = rows[0][..., :s].contiguous(), [r[..., s:] for r in rows]
+        for more in rows[1:]:
+            shared = shared + more[..., :s]
         if places.stacked:
             stacked = shared.flatten(0, 1)
             self._put_shared(places.shared, (stacked.T @ stacked)[None])
@@ -254,8 +256,7 @@ class ArrowSystem:
             return
         block = block.to(self.own.dtype)
         if place.at is None:
-            sums = _sums(block, place.owner, self.num_people)
-            self.shared[:, place.rows, place.columns] += sums
+            self.shared[:, place.rows, place.columns] += _sums(block, place.owner, self.num_people)
         else:
             _scatter(self.shared, place.at, block)
 
@@ -395,12 +396,15 @@ class ArrowSystem:
         """A function that solves (arrow + diag(damping)) x = right side [S, N, R], and for whom that is
         positive definite, [S] bool."""
         P, T, Q, S = self.num_shared, self.num_owners, self.num_own, self.num_people
-        own = self.own + torch.diag_embed(damping[:, P:].reshape(S, T, Q))
+        own = self.own.clone()
+        own.diagonal(dim1=2, dim2=3).add_(damping[:, P:].reshape(S, T, Q))
         factor, info = torch.linalg.cholesky_ex(own)
         definite = (info == 0).all(1)
         inner = torch.cholesky_solve(self.cross.mT, factor).reshape(S, T * Q, P)
         cross = self.cross.transpose(1, 2).reshape(S, P, T * Q)
-        schur = self.shared + torch.diag_embed(damping[:, :P]) - cross @ inner
+        schur = self.shared.clone()
+        schur.diagonal(dim1=1, dim2=2).add_(damping[:, :P])
+        schur -= cross @ inner
         outer, info = torch.linalg.cholesky_ex(schur)
         definite = definite & (info == 0)
 
@@ -542,7 +546,7 @@ def _slices(rows: Tensor, columns: Tensor) -> tuple[slice, slice] | None:
 def _sums(values: Tensor, person: Tensor, people: int) -> Tensor:
     """Values [G, ...] of the people `person` [G] summed up for each of them, [S, ...]."""
     if people == 1:
-        return values.sum(0, keepdim=True)
+        return values if len(values) == 1 else values.sum(0, keepdim=True)
     return values.new_zeros(people, *values.shape[1:]).index_add_(0, person, values)
 
 

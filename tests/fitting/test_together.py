@@ -55,6 +55,16 @@ def test_many_people_are_fitted_as_each_alone(people, monkeypatch):
     assert_the_same(many, [fit(person, recipe=recipe) for person in people])
 
 
+def test_people_on_another_device_have_one_face_model(people, monkeypatch):
+    """What is on 'cpu:0' is a copy of what is on 'cpu', as on a GPU."""
+    groups = []
+    monkeypatch.setattr(side_by_side, "JoinedProblems", lambda p, x: groups.append(p) or JoinedProblems(p, x))
+    short = ["stages=[{name: pose, free: [pose], energies: {lmk2d: {}}, solver: {max_iterations: 1}}]"]
+    results = fit_many(people[:2], recipe="landmarks", overrides=short, device="cpu:0")
+    models = {id(p.objective.terms[0].energy.model) for problems in groups for p in problems}
+    assert len(models) == 1 and id(results[0].model) not in models
+
+
 @pytest.mark.slow
 def test_photos_are_matched_as_for_each_alone(people):
     few = [f"stages.{stage}.solver.max_iterations=3" for stage in ("shape", "landmarks", "flow", "fine")]
