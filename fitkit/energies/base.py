@@ -120,5 +120,35 @@ class PlainEnergy:
         return self
 
 
+@dataclass(frozen=True)
+class Slopes:
+    """Derivatives of residuals [G, M, D] of which number n of a group moves with number n of a block alone:
+    view [G] int64; block: its name; value [G, M D]."""
+
+    view: Tensor
+    block: str
+    value: Tensor
+
+    def of_groups(self, part: slice, first: int) -> Slopes:
+        """Of some of the groups, their views counted from `first`."""
+        return Slopes(self.view[part] - first, self.block, self.value[part])
+
+
+class DiagonalEnergy(PlainEnergy):
+    """Base of energies that take each number of a block by itself, so that their normal equations are a
+    diagonal, whose sums need no products of matrices."""
+
+    def residuals(self, state: Any, observations: Any) -> Residuals:
+        raise NotImplementedError
+
+    def slopes(self, state: Any) -> Slopes:
+        raise NotImplementedError
+
+    def linearize(self, state: Any, observations: Any) -> Linearization:
+        r, slopes = self.residuals(state, observations), self.slopes(state)
+        columns = torch.diag_embed(slopes.value).reshape(*r.value.shape, -1)
+        return Linearization(r, (Slot(slopes.view, {slopes.block: columns}),))
+
+
 def all_views(state: SceneState) -> Tensor:
     return torch.arange(state.num_views, device=state.expression.device)

@@ -9,11 +9,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from fitkit.energies.base import Joinable, Linearization, Residuals, Slot
+from fitkit.energies.base import DiagonalEnergy, Joinable, Linearization, Residuals, Slot
 from fitkit.energies.objective import (
     LeastSquaresProblem,
     Term,
     Weighted,
+    add_slopes,
     add_weighted,
     blocked,
     cost_items,
@@ -137,15 +138,22 @@ class _Group:
         xs: Sequence[SceneState],
         wanted: Sequence[int],
     ) -> None:
-        lin = energy.linearize(x, self.observations)
+        slopes = energy.slopes(x) if isinstance(energy, DiagonalEnergy) else None
+        if slopes is None:
+            lin = energy.linearize(x, self.observations)
+        else:
+            lin = Linearization(energy.residuals(x, self.observations), ())
         weighted = Weighted.of(self.terms[k][0], lin, 1.0)
         ends = list(accumulate(self._sizes_of(energy, lin.residuals)))
         first = [0, *accumulate(self.views)]
         for i, system in zip(wanted, systems):
             part = slice(ends[i - 1] if i else 0, ends[i])
             layout = self.problems[i].layout
-            own = blocked(_of_groups(lin, part, first[i]), xs[i], layout)
-            add_weighted(system, own, weighted.of_groups(part), layout)
+            if slopes is None:
+                own = blocked(_of_groups(lin, part, first[i]), xs[i], layout)
+                add_weighted(system, own, weighted.of_groups(part), layout)
+            else:
+                add_slopes(system, slopes.of_groups(part, first[i]), weighted.of_groups(part), layout)
 
     def _sizes_of(self, energy: Joinable, r: Residuals) -> list[int]:
         """How many of the groups of residuals, which come person by person, are of each."""

@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fitkit.energies import autodiff
-from fitkit.energies.base import Energy, Linearizable, Linearization, Residuals, Staged
+from fitkit.energies.base import (
+    DiagonalEnergy,
+    Energy,
+    Linearizable,
+    Linearization,
+    Residuals,
+    Slopes,
+    Staged,
+)
 from fitkit.energies.kernels import Kernel
 from fitkit.errors import InputError
 from fitkit.scene.layout import ParameterLayout, retract
@@ -120,13 +128,22 @@ class Objective:
     ) -> None:
         """`add_to` for one of the terms."""
         term = self.terms[number]
+        energy, slopes = term.energy, None
         with torch.no_grad():
-            lin = linearization(term.energy, state, observations, layout)
+            if isinstance(energy, DiagonalEnergy) and isinstance(system, ArrowSystem):
+                slopes = energy.slopes(state)
+                lin = Linearization(energy.residuals(state, observations), ())
+            else:
+                lin = linearization(energy, state, observations, layout)
             each = _scale(term, lin.residuals, layout.num_people)
             if isinstance(each, Tensor):
                 person = lin.residuals.person
                 each = each[0] if person is None else each[person][:, None]
-            add_weighted(system, lin, Weighted.of(term, lin, each), layout)
+            weighted = Weighted.of(term, lin, each)
+            if slopes is None:
+                add_weighted(system, lin, weighted, layout)
+            else:
+                add_slopes(system, slopes, weighted, layout)
 
 
 def linearization(
@@ -252,6 +269,16 @@ def add_weighted(
         w = weighted.weight
         total = w.sum(0).clamp_min(1e-30)
         system.add_common(lin.slots[0].view, index, jacobians[0] * (w / total.sqrt())[..., None])
+
+
+def add_slopes(system: ArrowSystem, slopes: Slopes, weighted: Weighted, layout: ParameterLayout) -> None:
+    """`add_weighted` for a term whose normal equations are a diagonal: the same numbers."""
+    if slopes.block not in layout.sizes:
+        return
+    index = layout.columns([slopes.block])
+    system.add_gradient(slopes.view, index, weighted.pull * slopes.value)
+    row = slopes.value * weighted.root
+    system.add_squares(slopes.view, index, row * row)
 
 
 def _local(columns: dict[str, Tensor], names: Sequence[str], layout: ParameterLayout, like: Tensor) -> Tensor:

@@ -159,6 +159,33 @@ class ArrowSystem:
             for other in range(k + 1, len(rows)):
                 self.add_pair(view, views[other], index, rows[k].mT @ rows[other])
 
+    def add_squares(self, view: Tensor, index: Tensor, squares: Tensor) -> None:
+        """Add the Hessian of sum_g sum_n squares[g, n] x_n^2 / 2, squares [G, n], by the local parameters of
+        the views `view` [G]."""
+        key = "squares", id(index), tuple(view.tolist())
+        if key not in self._places:
+            self._places[key] = index, self._find_squares(view, index)
+        squares = squares.to(self.own.dtype).reshape(-1)
+        for target, chosen, at in zip((self.shared, self.own), *self._places[key][1]):
+            if len(at):
+                _scatter(target, at, squares if len(at) == len(squares) else squares[chosen])
+
+    def _find_squares(
+        self, view: Tensor, index: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Which of the squares, counted through, are of shared and of own parameters, and the elements of
+        these matrices that they go to."""
+        P, Q = self.num_shared, max(1, self.num_own)
+        at = self._positions(view, index)[0].reshape(-1)
+        person, place = torch.div(at, self.each, rounding_mode="floor"), at % self.each
+        shared, own = (place < P).nonzero()[:, 0], (place >= P).nonzero()[:, 0]
+        top, bottom = place[shared], place[own] - P
+        owner = person[own] * self.num_owners + torch.div(bottom, Q, rounding_mode="floor")
+        return (shared, own), (
+            (person[shared] * P + top) * P + top,
+            (owner * Q + bottom % Q) * Q + bottom % Q,
+        )
+
     def add_gradient(self, view: Tensor, index: Tensor, gradient: Tensor) -> None:
         """Add gradients [G, n] by the local parameters of the views `view` [G]."""
         key = "gradient", id(index), tuple(view.tolist())
