@@ -88,15 +88,21 @@ class Staged(Protocol):
 
 
 @runtime_checkable
-class Joinable(Protocol):
-    """An energy whose frozen forms, of one person each, can be one of all these people."""
+class Joinable(Energy, Linearizable, Protocol):
+    """An energy whose frozen forms, of one person each, can be one of all these people.
 
-    def join(self, parts: Sequence[Any], views: Sequence[int]) -> Energy | None:
-        """The energy of all people, of the same terms of as many recipes; None where their options differ too
-        much for that.
+    What it says of a person must be the same, bit for bit, whoever else is there. Sums, products,
+    quotients and roots number by number are; sums over an axis, products of matrices and functions such as
+    the logarithm may depend on the size of an array: they are for each person by itself.
+    """
+
+    def join(self, parts: Sequence[Any], views: Sequence[int]) -> Any:
+        """The energy of all people, Joinable as well, of the same terms of as many recipes; None where their
+        options differ too much for that.
 
         parts: frozen, this one the first; views: how many each has. They have the views in this order. What
-        is joined is given observations without images, and says whom its residuals are about.
+        is joined is given observations without images, says whom its residuals are about, and has the groups
+        of a person side by side, in the order that they have alone.
         """
         ...
 
@@ -112,6 +118,36 @@ class PlainEnergy:
 
     def freeze(self: Plain, state: Any, observations: Any) -> Plain:
         return self
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Derivatives of residuals [G, M, D] of which number n of a group moves with number n of a block alone:
+    view [G] int64; block: its name; value [G, M D]."""
+
+    view: Tensor
+    block: str
+    value: Tensor
+
+    def of_groups(self, part: slice, first: int) -> Slopes:
+        """Of some of the groups, their views counted from `first`."""
+        return Slopes(self.view[part] - first, self.block, self.value[part])
+
+
+class DiagonalEnergy(PlainEnergy):
+    """Base of energies that take each number of a block by itself, so that their normal equations are a
+    diagonal, whose sums need no products of matrices."""
+
+    def residuals(self, state: Any, observations: Any) -> Residuals:
+        raise NotImplementedError
+
+    def slopes(self, state: Any) -> Slopes:
+        raise NotImplementedError
+
+    def linearize(self, state: Any, observations: Any) -> Linearization:
+        r, slopes = self.residuals(state, observations), self.slopes(state)
+        columns = torch.diag_embed(slopes.value).reshape(*r.value.shape, -1)
+        return Linearization(r, (Slot(slopes.view, {slopes.block: columns}),))
 
 
 def all_views(state: SceneState) -> Tensor:

@@ -3,10 +3,8 @@ E4)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
 from typing import Annotated
 
 import torch
@@ -90,16 +88,6 @@ class Matches:
     sharp: Tensor | None = None
     sigma: Tensor | None = None
 
-    def moved(self, views: int) -> Matches:
-        """The same beside so many views that come first."""
-        return replace(self, view_a=self.view_a + views, view_b=self.view_b + views)
-
-    @staticmethod
-    def join(parts: Sequence[Matches]) -> Matches:
-        """The pairs of several, in their order; of all or none of them the noise was measured."""
-        values = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Matches)}
-        return Matches(**{name: None if v[0] is None else torch.cat(v) for name, v in values.items()})
-
 
 @dataclass(frozen=True)
 class FlowCorrespondence:
@@ -116,7 +104,7 @@ class FlowCorrespondence:
     model: FaceModel
     options: FlowOptions
     estimator: FlowEstimator
-    sigma_px: float | Tensor  # of the crop; [G], where it is of several people
+    sigma_px: float  # of the crop
     photos: FlowImages
     matches: Matches | None = None
     owner: Tensor | None = None  # [B] int64: views with the same one share an expression; None: none do
@@ -159,18 +147,6 @@ class FlowCorrespondence:
         owner = self.owner.to(m.view_a)
         shared = owner[m.view_a] == owner[m.view_b]
         return torch.where(shared, o.shared_patches, o.patches).to(sharp) * sharp
-
-    def join(self, parts: Sequence[FlowCorrespondence], views: Sequence[int]) -> FlowCorrespondence | None:
-        if any((p.model, p.options) != (self.model, self.options) for p in parts):
-            return None
-        matches = [p.matches.moved(before) for p, before in zip(parts, [0, *accumulate(views)])]
-        sigma = torch.cat([m.pixel_a.new_full((len(m.view_a),), p.sigma_px) for p, m in zip(parts, matches)])
-        return replace(self, sigma_px=sigma, matches=Matches.join(matches))
-
-    def _in_sigmas(self, value: Tensor) -> Tensor:
-        """Pixels [G, ...] in standard deviations."""
-        sigma = self.sigma_px
-        return value / (sigma.reshape(-1, *[1] * (value.ndim - 1)) if isinstance(sigma, Tensor) else sigma)
 
     @cached_property
     def _corners(self) -> tuple[Points, Tensor]:
@@ -218,7 +194,7 @@ class FlowCorrespondence:
 
     def _residuals(self, pixels: Tensor, in_front: Tensor, state: SceneState) -> Residuals:
         m = self.matches
-        value = self._in_sigmas(pixels - m.pixel_b)
+        value = (pixels - m.pixel_b) / self.sigma_px
         return Residuals(value, m.valid & in_front, m.weight, state.subject[m.view_a])
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
@@ -236,7 +212,7 @@ class FlowCorrespondence:
         seen, by_b, by_tangent, by_a = self._by_motion(state, h)
         motion = self.motion(state, h)
         columns_b = motion_columns(by_b, h.head_b, motion, m.view_b)
-        columns_b |= {name: self._in_sigmas(by) for name, by in seen.by_camera.items()}
+        columns_b |= {name: by / self.sigma_px for name, by in seen.by_camera.items()}
         columns_a = motion_columns(by_a, h.hit, motion, m.view_a)
         for name, pull in self._by_camera_a(state, h).items():
             on_surface = (
@@ -281,7 +257,7 @@ class FlowCorrespondence:
         """head_b as view b sees it, and derivatives [G, N, 2, 3] of the residual by motion of the surface in
         view b, by motion along the triangle of view a and by motion of the surface in view a."""
         seen = project_head_points(h.head_b, state, self.matches.view_b, derivatives=True)
-        by_b = self._in_sigmas(seen.by_head)
+        by_b = seen.by_head / self.sigma_px
         by_tangent = by_b @ h.stretch
         along = h.direction[..., :, None] * h.normal[..., None, :] / h.slope[..., None]
         slide = along - torch.eye(3, dtype=along.dtype, device=along.device)

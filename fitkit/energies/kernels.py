@@ -43,6 +43,12 @@ class Kernel:
         """Whether each component of a residual counts by itself; else the length of the whole does."""
         return self.name == "l1"
 
+    @property
+    def exact(self) -> bool:
+        """Whether each step of its formula is rounded correctly, so that a number comes out the same in an
+        array of any length; logarithms and powers need not."""
+        return self.name in ("sq", "l1", "l2n", "huber", "gm")
+
     def cost(self, value: Tensor) -> Tensor:
         """Robust cost of residuals [..., D], [...]."""
         s = value * value

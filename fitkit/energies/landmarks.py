@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, al
 from fitkit.energies.spec import DFM, MFN, MVD, MVF, OURS, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.energies.supervision import label
 from fitkit.io.options import Positive
-from fitkit.models.face_model import FaceModel, Motion
+from fitkit.models.face_model import Columns, FaceModel, MotionOfPeople, Points
 from fitkit.observe.landmarks.types import Landmarks
 from fitkit.observe.observations import Observations
 from fitkit.render.visibility import depth_maps, seen_by_depth
@@ -54,6 +55,37 @@ PointScheme = Literal["even", "dfmvr", "dfmvr_code", "mfnet"]
 SIGHT_PX, SIGHT_MM = 96, 10.0  # of the depth map that tells hidden points, and how far behind it they lie
 
 
+E = TypeVar("E", bound="LandmarkReprojection | LandmarkOffsets")
+
+
+@dataclass(frozen=True)
+class OfPeople(Generic[E]):
+    """The energies of several people whose landmarks are one: the products of coefficients and shapes are
+    computed person by person, because rounding depends on how many rows a matrix has. views: of each."""
+
+    energies: tuple[E, ...]
+    views: tuple[int, ...]
+
+    def points(self, coefficients: Sequence[Tensor | None]) -> Tensor:
+        """[B, 68, 3]"""
+        each = self._split(coefficients)
+        return torch.cat([energy._points(own) for energy, own in zip(self.energies, each)])
+
+    def motion(self, coefficients: Sequence[Tensor | None]) -> Columns:
+        each = self._split(coefficients)
+        return MotionOfPeople(
+            tuple(energy._motion(own) for energy, own in zip(self.energies, each)), self.views
+        )
+
+    def _split(self, coefficients: Sequence[Tensor | None]) -> list[tuple[Tensor | None, ...]]:
+        # Copies: where an array lies in memory may decide how a library adds its numbers up.
+        split = [
+            [None] * len(self.views) if c is None else [p.clone() for p in c.split(self.views)]
+            for c in coefficients
+        ]
+        return list(zip(*split))
+
+
 @dataclass(frozen=True)
 class LandmarkReprojection:
     """lmk2d: (projected landmark - observed point) / sigma, [B, 68, 2]. Sums: the points are independent.
@@ -77,6 +109,7 @@ class LandmarkReprojection:
     hidden: bool = True
     facing: bool = False
     seen: Tensor | None = None  # [B, 68] bool, set by freeze where `facing`
+    people: OfPeople[LandmarkReprojection] | None = None
 
     name = "lmk2d"
     reduction = "sum"
@@ -108,29 +141,41 @@ class LandmarkReprojection:
         if any(_kind(p) != _kind(self) for p in parts):
             return None
         names = ("sigma_px", "jaw_vertices", *(("seen",) if self.facing else ()))
-        return replace(self, **{n: torch.cat([getattr(p, n) for p in parts]) for n in names})
+        joined = {n: torch.cat([getattr(p, n) for p in parts]) for n in names}
+        return replace(self, **joined, people=OfPeople(tuple(parts), tuple(views)))
 
-    def _slides(self) -> Tensor | None:
-        """Jaw points that another vertex stands for, [B, 17] bool; None: nowhere."""
+    @cached_property
+    def _outline(self) -> tuple[Points, Tensor] | None:
+        """The vertices that stand for jaw points, and for which, [B, 17] bool; None: for none of them."""
         slide = None if self.jaw_vertices is None else self.jaw_vertices >= 0
-        return slide if slide is not None and bool(slide.any()) else None
+        if slide is None or not bool(slide.any()):
+            return None
+        return self.model.at_vertices(self.jaw_vertices.clamp_min(0)), slide
+
+    def _points(self, coefficients: Sequence[Tensor | None]) -> Tensor:
+        """Head-frame points [B, 68, 3] without their offsets."""
+        if self.people is not None:
+            return self.people.points(coefficients)
+        head = self.model.landmark_basis.points(*coefficients)
+        if self._outline is not None:
+            outline, slide = self._outline
+            jaw = torch.where(slide[..., None], outline.points(*coefficients), head[:, JAW])
+            head = torch.cat([jaw, head[:, 17:]], 1)
+        return head
 
     def _head(self, state: SceneState) -> Tensor:
         """Head-frame points [B, 68, 3]."""
-        head, slide = self.model.landmark_basis.points(*state.coefficients()), self._slides()
-        if slide is not None:
-            outline = self.model.at_vertices(self.jaw_vertices.clamp_min(0)).points(*state.coefficients())
-            jaw = torch.where(slide[..., None], outline, head[:, JAW])
-            head = torch.cat([jaw, head[:, 17:]], 1)
-        return head + landmark_offset(state)
+        return self._points(state.coefficients()) + landmark_offset(state)
 
-    def _motion(self, state: SceneState) -> Motion:
+    def _motion(self, coefficients: Sequence[Tensor | None]) -> Columns:
         """Of the same points."""
-        motion, slide = self.model.landmark_basis.motion(*state.coefficients()), self._slides()
-        if slide is None:
+        if self.people is not None:
+            return self.people.motion(coefficients)
+        motion = self.model.landmark_basis.motion(*coefficients)
+        if self._outline is None:
             return motion
-        outline = self.model.at_vertices(self.jaw_vertices.clamp_min(0))
-        return motion.with_first(outline.motion(*state.coefficients()), slide)
+        outline, slide = self._outline
+        return motion.with_first(outline.motion(*coefficients), slide)
 
     def _residuals(
         self, pixels: Tensor, in_front: Tensor, state: SceneState, observations: Observations
@@ -152,7 +197,7 @@ class LandmarkReprojection:
         seen = project_head_points(head, state, views, derivatives=True)
         inverse = 1 / self.sigma_px.to(head)
         by_head = seen.by_head * inverse[..., None, None]
-        columns = motion_columns(by_head, head, self._motion(state))
+        columns = motion_columns(by_head, head, self._motion(state.coefficients()))
         columns |= {name: by * inverse[..., None, None] for name, by in seen.by_camera.items()}
         columns["landmarks"] = offset_columns(by_head, range(68))
         return Linearization(
@@ -230,7 +275,7 @@ class LandmarkOffsets:
     """lmk2d_eye, lmk2d_lip: ((k_i - k_j) - (l_i - l_j)) / sigma for opposite lid or lip points, [B, n, 2].
 
     Blind to a common shift, so it survives small pose errors. sigma_px: [B, 68] px of one point, of the crop;
-    points, hidden, facing: see LandmarkReprojection; of the two weights a pair has the smaller.
+    points, hidden, facing, people: see LandmarkReprojection; of the two weights a pair has the smaller.
     Source: MFNet eq. 8 and 9, which do not print the pairs; these are ours.
     """
 
@@ -242,6 +287,7 @@ class LandmarkOffsets:
     hidden: bool = True
     facing: bool = False
     seen: Tensor | None = None  # [B, 68] bool, set by freeze where `facing`
+    people: OfPeople[LandmarkOffsets] | None = None
     reduction = "sum"
 
     def freeze(self, state: SceneState, observations: Observations) -> LandmarkOffsets:
@@ -253,7 +299,8 @@ class LandmarkOffsets:
         if any(_kind(p) != _kind(self) for p in parts):
             return None
         names = ("sigma_px", *(("seen",) if self.facing else ()))
-        return replace(self, **{n: torch.cat([getattr(p, n) for p in parts]) for n in names})
+        joined = {n: torch.cat([getattr(p, n) for p in parts]) for n in names}
+        return replace(self, **joined, people=OfPeople(tuple(parts), tuple(views)))
 
     def _parts(self, observations: Observations):
         a = torch.tensor([p[0] for p in self.pairs], device=self.sigma_px.device)
@@ -277,12 +324,24 @@ class LandmarkOffsets:
         seen = project_head_points(head, state, all_views(state))
         return self._residuals(seen.pixels, seen.in_front, state, observations, *self._parts(observations))
 
+    def _points(self, coefficients: Sequence[Tensor | None]) -> Tensor:
+        """Head-frame points [B, 68, 3] without their offsets."""
+        if self.people is not None:
+            return self.people.points(coefficients)
+        return self.model.landmark_basis.points(*coefficients)
+
+    def _motion(self, coefficients: Sequence[Tensor | None]) -> Columns:
+        """Of the same points."""
+        if self.people is not None:
+            return self.people.motion(coefficients)
+        return self.model.landmark_basis.motion(*coefficients)
+
     def _head(self, state: SceneState) -> Tensor:
-        return self.model.landmark_basis.points(*state.coefficients()) + landmark_offset(state)
+        return self._points(state.coefficients()) + landmark_offset(state)
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
         a, b, sigma = self._parts(observations)
-        motion = self.model.landmark_basis.motion(*state.coefficients())
+        motion = self._motion(state.coefficients())
         seen = project_head_points(self._head(state), state, all_views(state), derivatives=True)
         inverse = (1 / sigma).to(seen.pixels)[..., None, None]
         parts = []

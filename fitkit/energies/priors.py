@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.energies.base import Linearization, PlainEnergy, Residuals, Slot, all_views
+from fitkit.energies.base import (
+    DiagonalEnergy,
+    Linearization,
+    PlainEnergy,
+    Residuals,
+    Slopes,
+    Slot,
+    all_views,
+)
 from fitkit.energies.landmarks import offset_sigma
 from fitkit.energies.spec import DFM, MFN, MVF, OURS, PGN, Context, EnergyDoc, EnergyOptions, EnergySpec, use
 from fitkit.geometry.spherical_harmonics import white_light
@@ -56,7 +64,7 @@ def shape_spread(names: Sequence[str]) -> Tensor:
     return torch.tensor([RARE.get(name.removesuffix("_L").removesuffix("_R"), 1.0) for name in names])
 
 
-class IdentityPrior(PlainEnergy):
+class IdentityPrior(DiagonalEnergy):
     """prior_l2 on the identity: the whitened coefficients themselves, [S, K_id, 1] (E23).
 
     Source: MVF-Net L_reg, MFNet eq. 10: negative log of the model's Gaussian, up to a constant.
@@ -70,15 +78,12 @@ class IdentityPrior(PlainEnergy):
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         return _of_people(state.identity[..., None])
 
-    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        S, K = state.identity.shape
-        eye = _eye(K, state.identity)[None, :, None].expand(S, -1, -1, -1)
-        view = first_views(state.subject)
-        return Linearization(self.residuals(state, observations), (Slot(view, {"identity": eye}),))
+    def slopes(self, state: SceneState) -> Slopes:
+        return Slopes(first_views(state.subject), "identity", torch.ones_like(state.identity))
 
 
 @dataclass(frozen=True)
-class ExpressionPrior(PlainEnergy):
+class ExpressionPrior(DiagonalEnergy):
     """prior_l2 on the expression: b / sigma for b >= 0 and b / sigma_negative below, [B, K_ex, 1] (E23).
 
     Blend-shape weights live in 0..1, so negative ones are only allowed as a small correction; Gaussian
@@ -145,14 +150,13 @@ class ExpressionPrior(PlainEnergy):
             weight = times.expand(value.shape[:2]) if weight is None else weight * times
         return Residuals(value, _everything(value), weight, state.subject[views])
 
-    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+    def slopes(self, state: SceneState) -> Slopes:
         views = self._views(state)
-        columns = torch.diag_embed(self._inverse(state.expression[views]))[:, :, None]
-        return Linearization(self.residuals(state, observations), (Slot(views, {"expression": columns}),))
+        return Slopes(views, "expression", self._inverse(state.expression[views]))
 
 
 @dataclass(frozen=True)
-class JointPrior(PlainEnergy):
+class JointPrior(DiagonalEnergy):
     """joint_prior: rotation vectors of the joints over their standard deviations, [B, 3 J, 1].
 
     sigma: [3 J] rad, of `FaceModel.coefficients`; owner: as of `ExpressionPrior`, whose views share the
@@ -172,10 +176,9 @@ class JointPrior(PlainEnergy):
         value = (turned / self.sigma.to(turned))[..., None]
         return Residuals(value, torch.ones(value.shape[:2], dtype=torch.bool, device=value.device))
 
-    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
+    def slopes(self, state: SceneState) -> Slopes:
         views = self._views(state)
-        columns = torch.diag(1 / self.sigma.to(state.joints))[None, :, None].expand(len(views), -1, -1, -1)
-        return Linearization(self.residuals(state, observations), (Slot(views, {"joints": columns}),))
+        return Slopes(views, "joints", (1 / self.sigma.to(state.joints)).expand(len(views), -1))
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,7 @@ class MeanCoefficientPrior(PlainEnergy):
 
 
 @dataclass(frozen=True)
-class LandmarkOffsetPrior(PlainEnergy):
+class LandmarkOffsetPrior(DiagonalEnergy):
     """o / sigma for the offsets of the 68 points of a person, [S, 68, 3].
 
     sigma_mm: [68], or [S, 68]. A landmark detector, or a person who sets points, marks another spot than the
@@ -242,16 +245,13 @@ class LandmarkOffsetPrior(PlainEnergy):
         offset = state.identity.new_zeros(S, 68, 3) if offset is None else offset
         return _of_people(offset / self.sigma_mm.to(offset)[..., None])
 
-    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        S = len(state.identity)
-        inverse = (1 / self.sigma_mm.to(state.identity)).repeat_interleave(3, -1).expand(S, -1)
-        columns = torch.diag_embed(inverse).reshape(S, 68, 3, 204)
-        view = first_views(state.subject)
-        return Linearization(self.residuals(state, observations), (Slot(view, {"landmarks": columns}),))
+    def slopes(self, state: SceneState) -> Slopes:
+        inverse = (1 / self.sigma_mm.to(state.identity)).repeat_interleave(3, -1)
+        return Slopes(first_views(state.subject), "landmarks", inverse.expand(len(state.identity), -1))
 
 
 @dataclass(frozen=True)
-class FocalPrior(PlainEnergy):
+class FocalPrior(DiagonalEnergy):
     """log(focal / mean) / sigma, one per camera, [B, 1, 1].
 
     mean: [B] px of the crop; sigma: [B], log units (0.05 = 5 %); first: [B] bool, one view per shared camera.
@@ -262,20 +262,16 @@ class FocalPrior(PlainEnergy):
     first: Tensor
     name = "focal_prior"
 
-    def join(self, parts: Sequence[FocalPrior], views: Sequence[int]) -> FocalPrior:
-        return FocalPrior(*(torch.cat([getattr(p, n) for p in parts]) for n in ("mean", "sigma", "first")))
-
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         value = (torch.log(state.camera.focal / self.mean) / self.sigma)[:, None, None]
         return Residuals(value, self.first[:, None], person=state.subject)
 
-    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        columns = {"focal": (1 / self.sigma)[:, None, None, None]}
-        return Linearization(self.residuals(state, observations), (Slot(all_views(state), columns),))
+    def slopes(self, state: SceneState) -> Slopes:
+        return Slopes(all_views(state), "focal", (1 / self.sigma)[:, None])
 
 
 @dataclass(frozen=True)
-class PrincipalPrior(PlainEnergy):
+class PrincipalPrior(DiagonalEnergy):
     """(principal - mean) / sigma, one per camera, [B, 2, 1].
 
     mean: [B, 2], sigma: [B] px of the crop; first: [B] bool, one view per camera.
@@ -290,15 +286,13 @@ class PrincipalPrior(PlainEnergy):
         value = (state.camera.principal - self.mean) / self.sigma[:, None]
         return Residuals(value[..., None], self.first[:, None].expand(-1, 2))
 
-    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        columns = torch.diag_embed((state.camera.focal / self.sigma)[:, None].expand(-1, 2))[:, :, None]
-        return Linearization(
-            self.residuals(state, observations), (Slot(all_views(state), {"principal": columns}),)
-        )
+    def slopes(self, state: SceneState) -> Slopes:
+        slope = (state.camera.focal / self.sigma)[:, None].expand(-1, 2)
+        return Slopes(all_views(state), "principal", slope)
 
 
 @dataclass(frozen=True)
-class LightPrior(PlainEnergy):
+class LightPrior(DiagonalEnergy):
     """(illumination - anchor) / sigma, [B, 9 C, 1]: fixes the gauge between light and albedo.
 
     anchor: [B, 9, C], the light a linear estimate gave; sigma: relative to the length of the anchor's first
@@ -318,11 +312,8 @@ class LightPrior(PlainEnergy):
         value = ((state.illumination - self.anchor) * self._inverse()).flatten(1)[..., None]
         return Residuals(value, _everything(value), person=state.subject)
 
-    def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        columns = torch.diag_embed(self._inverse().flatten(1))[:, :, None]
-        return Linearization(
-            self.residuals(state, observations), (Slot(all_views(state), {"illumination": columns}),)
-        )
+    def slopes(self, state: SceneState) -> Slopes:
+        return Slopes(all_views(state), "illumination", self._inverse().flatten(1))
 
 
 @dataclass(frozen=True)
@@ -347,9 +338,6 @@ class SizePrior(PlainEnergy):
         rows = basis.rows[..., : basis.num_identity]
         rows = rows - rows.mean(0)
         return SizePrior((mean[..., None] * rows).sum((0, 1)) / (mean * mean).sum(), sigma)
-
-    def join(self, parts: Sequence[SizePrior], views: Sequence[int]) -> SizePrior | None:
-        return self if all(p.sigma == self.sigma for p in parts) else None
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
         return _of_people((state.identity @ self.slope.to(state.identity))[:, None, None] / self.sigma)

@@ -94,10 +94,9 @@ def fit_many(
         results = fitkit.fit_many(["anna/", "ben/", ["c1.jpg", "c2.jpg"]])
         faces = [r for r in results if not isinstance(r, fitkit.FitkitError)]
 
-    Each may have another number of photos; solved together are those with as many, in recipes `landmarks` and
-    `multiview`, see `fitkit.fitting.together`. Results are those of `fit` up to rounding, which decides when
-    a solver stops and, in `multiview`, which matches it sees there: two people with five photos each had
-    vertices 0.1 mm apart on average, single ones 1 mm, and one of them another verdict.
+    Each may have another number of photos, see `fitkit.fitting.together`. On a CPU results are those of `fit`
+    bit for bit, whoever else is there. On a GPU sums may be rounded otherwise, which decides when a solver
+    stops and which matches it sees: a vertex may then lie up to some tenths of a millimetre elsewhere.
 
     Args:
         subjects: of each person what `fit` takes; batch_size: how many are fitted at once, whose photos are
@@ -117,12 +116,14 @@ def fit_many(
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
     face_model, settled = _settled(model, recipe, overrides, share_expression, seed, device)
+    local = _on_device(face_model, device)
     results: list[FitResult | FitkitError] = []
     with drawing_with(settled.render.backend, torch.device(device)):
         for first in range(0, len(subjects), batch_size):
             progress.counted(first, len(subjects), text="fitting people")
             people = subjects[first : first + batch_size]
-            results += together([_steps(person, None, face_model, settled, device) for person in people])
+            fits = [_steps(person, None, face_model, settled, device, local=local) for person in people]
+            results += together(fits)
     progress.counted(len(subjects), len(subjects))
     return results
 
@@ -171,8 +172,10 @@ def _steps(
     recipe: FitRecipe,
     device: str,
     progress: Progress = Progress(),
+    local: FaceModel | None = None,
 ) -> Steps[FitResult]:
-    """`fit` as something that asks for the solution of its problems, see `together`."""
+    """`fit` as something that asks for the solution of its problems, see `together`. local: the model on the
+    device, the same one for all people; None: it is moved there."""
     progress.at(0.0, "reading photos")
     subject = as_subject(subject, landmarks)
     finding = progress.part(0.05, 0.2, "finding landmarks")
@@ -181,7 +184,7 @@ def _steps(
     found = check_given(subject, found, sources, recipe.landmarks.source == "auto", device)
     subject, found, notes = usable_views(subject, found)
     notes = subject.notes + tuple(notes)
-    return (yield from _observed_steps(subject, found, model, recipe, device, progress, notes))
+    return (yield from _observed_steps(subject, found, model, recipe, device, progress, notes, local))
 
 
 def check_device(device: str) -> None:
@@ -217,6 +220,7 @@ def _observed_steps(
     device: str,
     progress: Progress,
     notes: Sequence[str],
+    local: FaceModel | None = None,
 ) -> Steps[FitResult]:
     clock = Clock()
     start, cpu = clock.wall(), clock.cpu()
@@ -226,7 +230,7 @@ def _observed_steps(
     heads: list[HeadMask | None] = []
     masks = _masks(subject, known, model, recipe, device, heads)
     observations = crop_views((v.image for v in subject.views), masks, found, recipe.crop).to(device)
-    local = model.to(device) if str(model.device) != device else model
+    local = _on_device(model, device) if local is None else local
     began = clock.wall()
     moment = moments_of(subject.views).to(observations.images.device)
     marks = observations.landmarks.only(local.landmarks.present)
@@ -280,6 +284,10 @@ def _observed_steps(
         detail.displacement if detail is not None and detail.report.sigma_mm else None,
         heads=tuple(head if same else None for head, same in zip(heads, placed)),
     )
+
+
+def _on_device(model: FaceModel, device: str) -> FaceModel:
+    return model.to(device) if str(model.device) != device else model
 
 
 def _masks(

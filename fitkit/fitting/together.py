@@ -1,10 +1,11 @@
-"""Several fits side by side: what they ask a solver for at the same time is solved as one problem.
+"""Several fits side by side: what they ask a solver for at the same time is solved together.
 
 A fit decides much about its own photos: where it begins, what its jaw points are, how noisy they are, which
 stages it needs. All that stays as it is for one person. Only where Levenberg-Marquardt is called, a fit says
-what it wants solved and waits; when all wait, the problems that are alike are joined and solved at once. The
-time of a fit with few photos goes into thousands of calls of torch with little work in each, which so serve
-several people; flow and rendering of many photos take the time they take.
+what it wants solved and waits; when all wait, the problems that are alike are solved side by side, which on a
+CPU gives each the bits that it gets alone. The time of a fit with few photos goes into thousands of calls of
+torch with little work in each, some of which so serve several people; flow and rendering of many photos take
+the time they take.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fitkit.energies.join import alike, join_problems
+from fitkit.energies.join import JoinedProblems, alike
 from fitkit.energies.objective import LeastSquaresProblem
 from fitkit.errors import FitkitError
 from fitkit.scene.state import SceneState
-from fitkit.solvers.levenberg_marquardt import LMOptions, SolverResult, levenberg_marquardt
+from fitkit.solvers.levenberg_marquardt import (
+    LMOptions,
+    SolverResult,
+    levenberg_marquardt,
+    levenberg_marquardt_side_by_side,
+)
 
 T = TypeVar("T")
 
@@ -101,13 +107,8 @@ def together(fits: Sequence[Steps[T]]) -> list[T | FitkitError]:
 
 def _solve(requests: Sequence[Request]) -> list[SolverResult]:
     """The solutions of requests that are alike."""
-    problems, xs, options = [r.problem for r in requests], [r.x for r in requests], requests[0].options
-    joined = join_problems(problems, xs) if len(requests) > 1 else None
-    if joined is None:
-        return [levenberg_marquardt(problem, x, options) for problem, x in zip(problems, xs)]
-    found = levenberg_marquardt(*joined, options)
-    return [
-        # Without a step it is still what it was, not known offsets of 0.
-        SolverResult(found.x.select_people([i]) if len(end.cost_history) > 1 else x, (end,))
-        for i, (x, end) in enumerate(zip(xs, found.people))
-    ]
+    first = requests[0]
+    if len(requests) == 1:
+        return [levenberg_marquardt(first.problem, first.x, first.options)]
+    problems, xs = [r.problem for r in requests], [r.x for r in requests]
+    return levenberg_marquardt_side_by_side(JoinedProblems(problems, xs), xs, first.options)

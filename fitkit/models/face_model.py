@@ -58,11 +58,13 @@ class LandmarkEmbedding:
         return self.filled(points.transpose(0, 1)).transpose(0, 1) if self.missing else points
 
 
+C = TypeVar("C", bound="Columns")
 M = TypeVar("M", bound="Motion")
 
 
-class Motion(Protocol):
-    """How N points of a face model move with its coefficients, at certain values of these in B frames."""
+class Columns(Protocol):
+    """How N points of a face model move with its coefficients, at certain values of these in B frames; see
+    `Motion`."""
 
     def columns(self, by_head: Tensor, views: Tensor | None = None) -> dict[str, Tensor]:
         """Chain d value / d motion of a point in the head frame, [G, N, D, 3], to the coefficients.
@@ -71,6 +73,14 @@ class Motion(Protocol):
         Returns: [G, N, D, K] for 'identity', 'expression' and, of a model that has some, 'joints'.
         """
         ...
+
+    def select(self: C, index: Tensor) -> C:
+        """Of some of the points, [n] int64."""
+        ...
+
+
+class Motion(Columns, Protocol):
+    """`Columns` of the points of one person, or of several whose points are computed as those of one."""
 
     def sums(
         self, values: Tensor, group: Tensor, point: Tensor, groups: int, frame: int
@@ -87,10 +97,6 @@ class Motion(Protocol):
     def blended(self, point: Tensor, weights: Tensor) -> Motion:
         """Of N' weighted sums of these points, other ones in each of G groups: [G, N', 3], as a triangle's
         corners."""
-        ...
-
-    def select(self, index: Tensor) -> Motion:
-        """Of some of the points, [n] int64."""
         ...
 
     def with_first(self: M, other: M, keep: Tensor) -> M:
@@ -137,6 +143,24 @@ class LinearMotion:
             "identity": columns[..., : self.num_identity],
             "expression": columns[..., self.num_identity :],
         }
+
+
+@dataclass(frozen=True)
+class MotionOfPeople:
+    """The `Columns` of the same N points of several people, each in frames of its own: what each of `motions`
+    says, one after the other. views: frames of each."""
+
+    motions: tuple[Columns, ...]
+    views: tuple[int, ...]
+
+    def columns(self, by_head: Tensor, views: Tensor | None = None) -> dict[str, Tensor]:
+        """views: None, group g shows frame g."""
+        assert views is None, "people's points are asked for in their own frames"
+        each = [m.columns(by.clone()) for m, by in zip(self.motions, by_head.split(self.views))]
+        return {name: torch.cat([columns[name] for columns in each]) for name in each[0]}
+
+    def select(self, index: Tensor) -> MotionOfPeople:
+        return MotionOfPeople(tuple(motion.select(index) for motion in self.motions), self.views)
 
 
 def chain(by_head: Tensor, rows: Tensor) -> Tensor:

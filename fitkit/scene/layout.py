@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
@@ -65,19 +65,6 @@ class ParameterLayout:
         moment = torch.arange(state.num_views) if moment is None else moment
         moment = _within(person, numbered(moment, state.num_views, "moments"))
         return ParameterLayout(blocks, moment, person)
-
-    @staticmethod
-    def join(parts: Sequence[ParameterLayout]) -> ParameterLayout:
-        """The layout of the people of several layouts with the same blocks, in their order."""
-
-        def after(numbers: Sequence[Tensor]) -> Tensor:
-            before = [0, *accumulate(int(n.max()) + 1 for n in numbers)]
-            return torch.cat([n + b for n, b in zip(numbers, before)])
-
-        blocks = zip(*(p.blocks for p in parts))
-        joined = tuple(replace(b[0], owner=after([block.owner for block in b])) for b in blocks)
-        moment = torch.cat([p.moment for p in parts])
-        return ParameterLayout(joined, moment, after([p.person for p in parts]))
 
     @property
     def num_views(self) -> int:
@@ -171,7 +158,22 @@ class ParameterLayout:
 
     def columns(self, names: Sequence[str]) -> Tensor:
         """[B, n] int64: the part of `index` that belongs to the blocks `names`, which are in the order
-        `order`."""
+        `order`; the same tensor for the same names."""
+        key = tuple(names)
+        if key not in self._known_columns:
+            self._known_columns[key] = self._columns(key)
+        return self._known_columns[key]
+
+    @cached_property
+    def _known_columns(self) -> dict[tuple[str, ...], Tensor]:
+        return {}
+
+    @cached_property
+    def places(self) -> dict:
+        """What `ArrowSystem` knows of where numbers go, the same in all systems of this layout."""
+        return {}
+
+    def _columns(self, names: Sequence[str]) -> Tensor:
         starts, total = {}, 0
         for name in self.order:
             starts[name] = total

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fitkit.geometry.rotation import skew
-from fitkit.models.face_model import Motion, Points
+from fitkit.models.face_model import Columns, Points
 from fitkit.scene.state import SceneState
 
 
@@ -83,7 +83,7 @@ def pixel_rays(pixels: Tensor, state: SceneState, views: Tensor) -> tuple[Tensor
 
 
 def motion_columns(
-    by_head: Tensor, head: Tensor, motion: Motion, views: Tensor | None = None
+    by_head: Tensor, head: Tensor, motion: Columns, views: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Chain d value / d head displacement to the parameters that move a point.
 

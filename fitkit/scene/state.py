@@ -149,6 +149,8 @@ def views_of(subject: Tensor, people: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 def first_views(owner: Tensor) -> Tensor:
     """The first view of each owner, [O] int64, by the numbers of the owners; owner: [B] int64."""
+    if not bool(owner.any()):
+        return owner.new_zeros(min(1, len(owner)))  # one owner, as of most states
     owners, at = owner.unique(return_inverse=True)
     views = torch.arange(len(owner), device=owner.device)
     return views.new_full((len(owners),), len(owner)).scatter_reduce(0, at, views, "amin")

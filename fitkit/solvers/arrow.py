@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class ArrowSystem:
     coupling and up to `dense_limit` own parameters the whole matrix of each person is factorised. Beyond,
     coupling is kept as the factors it is made of (`pairs`, `commons`) and the system is solved by conjugate
     gradients, preconditioned with the arrow of the rest: linear in T again.
+    places: where rows and gradients go, kept by whoever makes several systems of one layout: finding out
+    takes longer than adding the numbers of a few views.
     """
 
     def __init__(
@@ -32,10 +35,12 @@ class ArrowSystem:
         gradient: Tensor,
         coupling: Tensor | None = None,
         dense_limit: int = 2048,
+        places: dict | None = None,
     ):
         self.shared, self.cross, self.own = shared, cross, own
         self.gradient, self.coupling = gradient, coupling
         self.dense_limit = dense_limit
+        self._places = {} if places is None else places
         # (where_a [G, n], where_b [G, n], block [G, n, n]): blocks of H between parameters of two owners, as
         # step positions
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -49,6 +54,7 @@ class ArrowSystem:
         dtype=torch.float64,
         device=None,
         num_people: int = 1,
+        places: dict | None = None,
     ) -> ArrowSystem:
         def z(*shape):
             return torch.zeros(num_people, *shape, dtype=dtype, device=device)
@@ -58,6 +64,7 @@ class ArrowSystem:
             z(num_owners, num_shared, num_own),
             z(num_owners, num_own, num_own),
             z(num_shared + num_owners * num_own).reshape(-1),
+            places=places,
         )
 
     @property
@@ -94,24 +101,55 @@ class ArrowSystem:
         the views views_k [G]."""
         if len(rows[0]) == 0:
             return
-        (first, s), *others = (self._positions(view, index) for view in views)
-        if self.factored or any(not torch.equal(at[:, :s], first[:, :s]) for at, _ in others):
+        places = self._rows_of(views, index)
+        if places is None:
             self._add_products(views, index, rows)
             return
         # All views of a group have the same shared parameters, so their derivatives add up before they are
         # squared.
-        shared, own = sum(r[..., :s] for r in rows), [r[..., s:] for r in rows]
-        if self.num_people == 1 and bool((first[:, :s] == first[0, :s]).all()):
+        s = places.num_shared
+        shared, own = rows[0][..., :s].contiguous(), [r[..., s:] for r in rows]
+        for more in rows[1:]:
+            shared = shared + more[..., :s]
+        if places.stacked:
             stacked = shared.flatten(0, 1)
-            self._add_shared(first[:1, :s], (stacked.T @ stacked)[None])
+            self._put_shared(places.shared, (stacked.T @ stacked)[None])
         else:
-            self._add_shared(first[:, :s], shared.mT @ shared)
-        positions = [first, *(at for at, _ in others)]
-        for k, at in enumerate(positions):
-            self._add_cross(at[:, :s], at, shared.mT @ own[k])
-            self._add_tied(at, at, s, own[k].mT @ own[k])
+            self._put_shared(places.shared, shared.mT @ shared)
+        for k, (cross, tied) in enumerate(zip(places.cross, places.tied)):
+            self._put_cross(cross, shared.mT @ own[k])
+            self._put_tied(tied, own[k].mT @ own[k])
             for other in range(k + 1, len(rows)):
-                self._add_both(at, positions[other], s, own[k].mT @ own[other])
+                block = own[k].mT @ own[other]
+                self._put_tied(places.both[k, other], torch.cat([block, block.mT]))
+
+    def _rows_of(self, views: Sequence[Tensor], index: Tensor) -> _Rows | None:
+        """Where rows by the local parameters of these views go, None: see `_add_products`."""
+        key = "rows", id(index), *(tuple(view.tolist()) for view in views)
+        if key not in self._places:
+            self._places[key] = (
+                index,
+                self._find_rows(views, index),
+            )  # index: kept, so that no other has its id
+        return self._places[key][1]
+
+    def _find_rows(self, views: Sequence[Tensor], index: Tensor) -> _Rows | None:
+        (first, s), *others = (self._positions(view, index) for view in views)
+        if self.factored or any(not torch.equal(at[:, :s], first[:, :s]) for at, _ in others):
+            return None
+        top, positions = first[:, :s], [first, *(at for at, _ in others)]
+        stacked = self.num_people == 1 and bool((top == top[0]).all())
+        pairs = [(k, other) for k in range(len(positions)) for other in range(k + 1, len(positions))]
+        both = [torch.cat([positions[k], positions[o]]) for k, o in pairs]
+        turned = [torch.cat([positions[o], positions[k]]) for k, o in pairs]
+        return _Rows(
+            s,
+            stacked,
+            self._shared_place(top[:1] if stacked else top),
+            [self._cross_place(at[:, :s], at, at.shape[1] - s) for at in positions],
+            [self._tied_place(at, at, s) for at in positions],
+            {pair: self._tied_place(a, b, s) for pair, a, b in zip(pairs, both, turned)},
+        )
 
     def _add_products(self, views: Sequence[Tensor], index: Tensor, rows: Sequence[Tensor]) -> None:
         """`add_rows` view by view and pair by pair."""
@@ -121,9 +159,39 @@ class ArrowSystem:
             for other in range(k + 1, len(rows)):
                 self.add_pair(view, views[other], index, rows[k].mT @ rows[other])
 
+    def add_squares(self, view: Tensor, index: Tensor, squares: Tensor) -> None:
+        """Add the Hessian of sum_g sum_n squares[g, n] x_n^2 / 2, squares [G, n], by the local parameters of
+        the views `view` [G]."""
+        key = "squares", id(index), tuple(view.tolist())
+        if key not in self._places:
+            self._places[key] = index, self._find_squares(view, index)
+        squares = squares.to(self.own.dtype).reshape(-1)
+        for target, chosen, at in zip((self.shared, self.own), *self._places[key][1]):
+            if len(at):
+                _scatter(target, at, squares if len(at) == len(squares) else squares[chosen])
+
+    def _find_squares(
+        self, view: Tensor, index: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Which of the squares, counted through, are of shared and of own parameters, and the elements of
+        these matrices that they go to."""
+        P, Q = self.num_shared, max(1, self.num_own)
+        at = self._positions(view, index)[0].reshape(-1)
+        person, place = torch.div(at, self.each, rounding_mode="floor"), at % self.each
+        shared, own = (place < P).nonzero()[:, 0], (place >= P).nonzero()[:, 0]
+        top, bottom = place[shared], place[own] - P
+        owner = person[own] * self.num_owners + torch.div(bottom, Q, rounding_mode="floor")
+        return (shared, own), (
+            (person[shared] * P + top) * P + top,
+            (owner * Q + bottom % Q) * Q + bottom % Q,
+        )
+
     def add_gradient(self, view: Tensor, index: Tensor, gradient: Tensor) -> None:
         """Add gradients [G, n] by the local parameters of the views `view` [G]."""
-        _scatter(self.gradient, self._positions(view, index)[0], gradient.to(self.own.dtype))
+        key = "gradient", id(index), tuple(view.tolist())
+        if key not in self._places:
+            self._places[key] = index, self._positions(view, index)[0]
+        _scatter(self.gradient, self._places[key][1], gradient.to(self.own.dtype))
 
     def add_view(self, view: Tensor, index: Tensor, hessian: Tensor, gradient: Tensor) -> None:
         """Add local systems hessian [G, n, n], gradient [G, n] that belong to the views `view` [G]."""
@@ -197,57 +265,79 @@ class ArrowSystem:
 
     def _add_shared(self, row: Tensor, block: Tensor, column: Tensor | None = None) -> None:
         """Add block [G, s, s] where shared rows [G, s] meet shared columns, None: the same ones."""
-        P, S, column = self.num_shared, self.num_people, row if column is None else column
+        self._put_shared(self._shared_place(row, column), block)
+
+    def _shared_place(self, row: Tensor, column: Tensor | None = None) -> _Place | None:
+        P, column = self.num_shared, row if column is None else column
         if row.shape[1] == 0:
-            return
-        block, person = block.to(self.own.dtype), self._person(row)
+            return None
+        person = self._person(row)
         top = (row - person[:, None] * self.each)[:, :, None]
         left = (column - person[:, None] * self.each)[:, None, :]
         if bool((top == top[:1]).all()) and bool((left == left[:1]).all()):  # all in one place: plain sums
-            rows, columns = _slices(top, left) or (top[0], left[0])
-            self.shared[:, rows, columns] += _sums(block, person, S)
+            return _Place(person, *(_slices(top, left) or (top[0], left[0])))
+        return _Place(person, at=(person[:, None, None] * P + top) * P + left)
+
+    def _put_shared(self, place: _Place | None, block: Tensor) -> None:
+        if place is None:
+            return
+        block = block.to(self.own.dtype)
+        if place.at is None:
+            self.shared[:, place.rows, place.columns] += _sums(block, place.owner, self.num_people)
         else:
-            _scatter(self.shared, (person[:, None, None] * P + top) * P + left, block)
+            _scatter(self.shared, place.at, block)
 
     def _add_cross(self, row: Tensor, column: Tensor, block: Tensor) -> None:
         """Add block [G, s, o] where shared rows [G, s] meet the own parameters, the last o of the columns
         [G, n]."""
-        P, o = self.num_shared, block.shape[2]
+        self._put_cross(self._cross_place(row, column, block.shape[2]), block)
+
+    def _cross_place(self, row: Tensor, column: Tensor, o: int) -> _Place | None:
         if row.shape[1] == 0 or o == 0:
-            return
-        block, owner = block.to(self.own.dtype), self._owner(column)
+            return None
+        owner = self._owner(column)
         top = (row - self._person(row)[:, None] * self.each)[:, :, None]
         place = self._place(column[:, -o:], owner)[:, None, :]
         plain = _slices(top, place)
-        if plain is None:
-            at = (owner[:, None, None] * P + top) * self.num_own + place
-            _scatter(self.cross, at, block)
-        else:
-            self.cross.flatten(0, 1)[:, plain[0], plain[1]].index_add_(0, owner, block)
+        if plain is not None:
+            return _Place(owner, *plain)
+        return _Place(owner, at=(owner[:, None, None] * self.num_shared + top) * self.num_own + place)
+
+    def _put_cross(self, place: _Place | None, block: Tensor) -> None:
+        if place is not None:
+            _put(self.cross, place, block.to(self.own.dtype))
 
     def _add_tied(self, row: Tensor, column: Tensor, s: int, block: Tensor) -> None:
         """Add block [G, o, o] where the own parameters after the first s of `row` [G, n] meet those of
         `column`."""
-        if block.shape[1] == 0:
-            return
+        self._put_tied(self._tied_place(row, column, s), block)
+
+    def _tied_place(self, row: Tensor, column: Tensor, s: int) -> _Tied | None:
+        if row.shape[1] == s:
+            return None
         T, Q = self.num_owners, self.num_own
-        block, owner, other = block.to(self.own.dtype), self._owner(column), self._owner(row)
+        owner, other = self._owner(column), self._owner(row)
         bottom, right = self._place(row[:, s:], other)[:, :, None], self._place(column[:, s:], owner)[:, None]
-        apart = owner != other
+        apart, coupled = owner != other, None
         if bool(apart.any()):
             at = ((other[:, None, None] * Q + bottom) * T + (owner % T)[:, None, None]) * Q + right
-            _scatter(self._coupled(), at[apart], block[apart])
-            keep = ~apart
-            bottom, right, owner, block = bottom[keep], right[keep], owner[keep], block[keep]
-        plain = _slices(bottom, right) if len(block) else None
-        if plain is None:
-            _scatter(self.own, (owner[:, None, None] * Q + bottom) * Q + right, block)
+            coupled, keep = at[apart], ~apart
+            bottom, right, owner = bottom[keep], right[keep], owner[keep]
+        plain = _slices(bottom, right) if len(owner) else None
+        if plain is not None:
+            place = _Place(owner, *plain)
         else:
-            self.own.flatten(0, 1)[:, plain[0], plain[1]].index_add_(0, owner, block)
+            place = _Place(owner, at=(owner[:, None, None] * Q + bottom) * Q + right)
+        return _Tied(apart, coupled, place)
 
-    def _add_both(self, row: Tensor, column: Tensor, s: int, block: Tensor) -> None:
-        """`_add_tied` for a block and its transpose."""
-        self._add_tied(torch.cat([row, column]), torch.cat([column, row]), s, torch.cat([block, block.mT]))
+    def _put_tied(self, place: _Tied | None, block: Tensor) -> None:
+        if place is None:
+            return
+        block = block.to(self.own.dtype)
+        if place.coupled is not None:
+            _scatter(self._coupled(), place.coupled, block[place.apart])
+            block = block[~place.apart]
+        _put(self.own, place.place, block)
 
     def _place(self, at: Tensor, owner: Tensor) -> Tensor:
         """[G, o] which of the parameters of their owner [G] the positions at [G, o] are."""
@@ -333,12 +423,15 @@ class ArrowSystem:
         """A function that solves (arrow + diag(damping)) x = right side [S, N, R], and for whom that is
         positive definite, [S] bool."""
         P, T, Q, S = self.num_shared, self.num_owners, self.num_own, self.num_people
-        own = self.own + torch.diag_embed(damping[:, P:].reshape(S, T, Q))
+        own = self.own.clone()
+        own.diagonal(dim1=2, dim2=3).add_(damping[:, P:].reshape(S, T, Q))
         factor, info = torch.linalg.cholesky_ex(own)
         definite = (info == 0).all(1)
         inner = torch.cholesky_solve(self.cross.mT, factor).reshape(S, T * Q, P)
         cross = self.cross.transpose(1, 2).reshape(S, P, T * Q)
-        schur = self.shared + torch.diag_embed(damping[:, :P]) - cross @ inner
+        schur = self.shared.clone()
+        schur.diagonal(dim1=1, dim2=2).add_(damping[:, :P])
+        schur -= cross @ inner
         outer, info = torch.linalg.cholesky_ex(schur)
         definite = definite & (info == 0)
 
@@ -418,6 +511,48 @@ class ArrowSystem:
         return total
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where blocks [G, r, c] of the owners `owner` [G] go: to the same rows and columns of each, or `at`
+    [G, r, c] int64, the element of each number, counted through."""
+
+    owner: Tensor
+    rows: slice | Tensor | None = None
+    columns: slice | Tensor | None = None
+    at: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Tied:
+    """Where blocks between own parameters go: those of two owners, `apart` [G] bool, to `coupled`, see
+    `_Place.at`, None: there are none; the others to `place`."""
+
+    apart: Tensor
+    coupled: Tensor | None
+    place: _Place
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Where `ArrowSystem.add_rows` puts what; stacked: all groups have the same shared parameters; cross,
+    tied: of each view of a group; both: of each two of them."""
+
+    num_shared: int
+    stacked: bool
+    shared: _Place | None
+    cross: list[_Place | None]
+    tied: list[_Tied | None]
+    both: dict[tuple[int, int], _Tied | None]
+
+
+def _put(target: Tensor, place: _Place, block: Tensor) -> None:
+    """Add block [G, r, c] to target [S, T, ...]."""
+    if place.at is None:
+        target.flatten(0, 1)[:, place.rows, place.columns].index_add_(0, place.owner, block)
+    else:
+        _scatter(target, place.at, block)
+
+
 def _scatter(target: Tensor, at: Tensor, values: Tensor) -> None:
     """Add values to the elements `at` of the contiguous `target`, counted through, where several may meet."""
     target.view(-1).index_add_(0, at.reshape(-1), values.reshape(-1))
@@ -438,7 +573,7 @@ def _slices(rows: Tensor, columns: Tensor) -> tuple[slice, slice] | None:
 def _sums(values: Tensor, person: Tensor, people: int) -> Tensor:
     """Values [G, ...] of the people `person` [G] summed up for each of them, [S, ...]."""
     if people == 1:
-        return values.sum(0, keepdim=True)
+        return values if len(values) == 1 else values.sum(0, keepdim=True)
     return values.new_zeros(people, *values.shape[1:]).index_add_(0, person, values)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fitkit.solvers.levenberg_marquardt import SolverEnd, SolverResult
+from fitkit.solvers.levenberg_marquardt import SolverResult
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def adam(
         )
         if not bool(torch.isfinite(cost)):
             message = f"the cost became {float(cost.detach())} in iteration {len(history) + 1}"
-            return SolverResult(x, (SolverEnd("failed", tuple(history), message, len(history)),))
+            return SolverResult(x, "failed", tuple(history), message, len(history))
         if not history or float(cost.detach()) < min(history):
             best = step.detach().clone()
         cost.backward()
@@ -53,4 +53,4 @@ def adam(
     message = "no iterations"
     if history:
         message = f"{options.iterations} Adam iterations, cost {history[0]:.6g} -> {history[-1]:.6g}"
-    return SolverResult(solution, (SolverEnd("max_iterations", tuple(history), message, len(history)),))
+    return SolverResult(solution, "max_iterations", tuple(history), message, len(history))

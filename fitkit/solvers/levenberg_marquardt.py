@@ -1,12 +1,13 @@
-"""Levenberg-Marquardt on least-squares problems of several people at once. Knows nothing about faces."""
+"""Levenberg-Marquardt on least-squares problems, of several at the same time. Knows nothing about faces."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,183 +23,123 @@ class LMOptions:
 
 
 @dataclass(frozen=True)
-class SolverEnd:
-    """How the solution of one person was found.
+class SolverResult:
+    """x: solution; how it was found:
 
     status: 'converged', 'max_iterations', 'stalled' (no step lowers the cost) or 'failed' (cost not finite at
     the start); cost_history: cost at the start and after each accepted step; message: one line; iterations:
     steps that were tried.
     """
 
+    x: Any
     status: str
     cost_history: tuple[float, ...]
     message: str
     iterations: int
 
 
-@dataclass(frozen=True)
-class SolverResult:
-    """x: solution; people: how that of each person was found. What else it says is about the first of them,
-    the only one of most problems."""
+class Problems(Protocol):
+    """Problems whose costs and normal equations are asked for together: those of `numbers` at xs."""
 
-    x: Any
-    people: tuple[SolverEnd, ...]
+    def costs(self, numbers: Sequence[int], xs: Sequence[Any]) -> Sequence[float]: ...
 
-    @property
-    def status(self) -> str:
-        return self.people[0].status
+    def systems(self, numbers: Sequence[int], xs: Sequence[Any]) -> Sequence[Any]: ...
 
-    @property
-    def cost_history(self) -> tuple[float, ...]:
-        return self.people[0].cost_history
-
-    @property
-    def message(self) -> str:
-        return self.people[0].message
-
-    @property
-    def iterations(self) -> int:
-        return self.people[0].iterations
+    def retract(self, number: int, x: Any, step: Any) -> Any: ...
 
 
-GOING, CONVERGED, STALLED, FAILED = range(4)
-NAMES = ("max_iterations", "converged", "stalled", "failed")  # of those numbers, at the end
-FEW = 0.75  # share of the people still going from which on the others are left out
+class _One:
+    """A problem as the only one of several."""
+
+    def __init__(self, problem):
+        self.problem = problem
+
+    def costs(self, numbers: Sequence[int], xs: Sequence[Any]) -> list[float]:
+        return [float(self.problem.cost(x)) for x in xs]
+
+    def systems(self, numbers: Sequence[int], xs: Sequence[Any]) -> list[Any]:
+        return [self.problem.linearize(x) for x in xs]
+
+    def retract(self, number: int, x: Any, step: Any) -> Any:
+        return self.problem.retract(x, step)
 
 
 def levenberg_marquardt(problem, x, options: LMOptions = LMOptions()) -> SolverResult:
     """Minimise problem.cost from x.
 
-    The problem offers cost(x) -> [S] float64, of S people who have nothing in common; linearize(x) -> system
-    with solve(damping), diagonal(), gradient and multiply(v), vectors of all people in turn; and retract(x,
-    step), where a step of zeros changes nothing. Each person has a damping, steps that are accepted or not,
-    and an end of its own. Who is done stays, and is left out of further work where the problem offers
-    select(x, people) -> (problem, x) of these people alone, and join(xs) -> x. The cost never rises in an
-    accepted step.
+    The problem offers cost(x) -> float64 scalar or [1]; linearize(x) -> system with solve(damping),
+    diagonal(), gradient and multiply(v); and retract(x, step). The cost never rises in an accepted step.
 
     Source:
         Damping by the gain ratio: Nielsen, "Damping parameter in Marquardt's method", IMM-REP-1999-05;
         scaling by the diagonal of the normal equations: Marquardt 1963.
     """
-    whole, at = problem, _Progress.of(problem.cost(x), options)
-    history, done, system = [at], [], None
-    for _ in range(options.max_iterations):
-        going = at.status == GOING
-        left = int(going.sum())
-        if left == 0:
-            break
-        if left <= FEW * len(going) and hasattr(problem, "select"):
-            done.append((at, problem, x))
-            keep = going.nonzero()[:, 0]
-            problem, x = problem.select(x, keep.tolist())
-            at, system = at.select(keep), None
+    return levenberg_marquardt_side_by_side(_One(problem), [x], options)[0]
+
+
+def levenberg_marquardt_side_by_side(
+    problems: Problems, xs: Sequence[Any], options: LMOptions = LMOptions()
+) -> list[SolverResult]:
+    """`levenberg_marquardt` for several problems that have nothing in common, from xs.
+
+    Each goes its own way: its damping, its steps and its end are those that it has alone. What they want to
+    know at the same time is asked for together, so that it can be found at once.
+    """
+    searches = [_search(problems, number, x, options) for number, x in enumerate(xs)]
+    asked = {number: next(search) for number, search in enumerate(searches)}
+    ends: dict[int, SolverResult] = {}
+    while asked:
+        # A system leads to the question for a cost, which all then have at the same time.
+        for what, find in (("system", problems.systems), ("cost", problems.costs)):
+            numbers = [number for number, (wanted, _) in asked.items() if wanted == what]
+            answers = find(numbers, [asked[number][1] for number in numbers]) if numbers else ()
+            for number, answer in zip(numbers, answers):
+                try:
+                    asked[number] = searches[number].send(answer)
+                except StopIteration as end:
+                    ends[number] = end.value
+                    del asked[number]
+    return [ends[number] for number in range(len(ends))]
+
+
+Question = tuple[Literal["system", "cost"], Any]
+
+
+def _search(
+    problems: Problems, number: int, x: Any, options: LMOptions
+) -> Generator[Question, Any, SolverResult]:
+    """Asks for the costs and systems of one problem and returns its solution."""
+    cost = yield "cost", x
+    first, history, iterations = cost, [cost], 0
+    if not cost < math.inf:
+        return SolverResult(x, "failed", (cost,), f"the cost at the start is {cost}", 0)
+    damping, growth, system, status = options.initial_damping, 2.0, None, "max_iterations"
+    while status == "max_iterations" and iterations < options.max_iterations:
+        anew, iterations = system is None, iterations + 1
         if system is None:
-            system = problem.linearize(x)
-        x, at, moved = _iteration(problem, x, at, system, options)
-        history.append(at)
-        system = None if moved else system
-    done.append((at, problem, x))
-    return SolverResult(_together(whole, done), _ends(history))
-
-
-@dataclass(frozen=True)
-class _Progress:
-    """How far each person is, all [S]."""
-
-    person: Tensor  # number among all
-    cost: Tensor
-    first: Tensor  # cost at the start
-    status: Tensor
-    damping: Tensor
-    growth: Tensor  # of the damping, when the next step is refused
-    accepted: Tensor  # whether the last step was, so that the next one is the first of a new system
-    iterations: Tensor
-
-    @staticmethod
-    def of(cost: Tensor, options: LMOptions) -> _Progress:
-        status = torch.where(cost < torch.inf, GOING, FAILED)
-        damping, growth = torch.full_like(cost, options.initial_damping), torch.full_like(cost, 2.0)
-        person = torch.arange(len(cost), device=cost.device)
-        accepted, none = torch.ones_like(cost, dtype=torch.bool), torch.zeros_like(status)
-        return _Progress(person, cost, cost, status, damping, growth, accepted, none)
-
-    def select(self, people: Tensor) -> _Progress:
-        return _Progress(*(getattr(self, f.name)[people] for f in fields(self)))
-
-
-def _iteration(problem, x, at: _Progress, system, options: LMOptions) -> tuple[Any, _Progress, bool]:
-    """Where all people are after one step of those who are still going, and whether anyone has moved."""
-    S, going = len(at.cost), at.status == GOING
-    diagonal = system.diagonal().reshape(S, -1)
-    scale = torch.maximum(diagonal, 1e-8 * diagonal.amax(1, keepdim=True).clamp_min(1e-30))
-    step = system.solve((at.damping.to(scale)[:, None] * scale).reshape(-1)).reshape(S, -1)
-    usable = going & torch.isfinite(step).all(1)
-    step = _of(usable, step)
-    curved = system.multiply(step.reshape(-1)).reshape(S, -1)
-    gradient = system.gradient.reshape(S, -1)
-    predicted = -((gradient * step).sum(1) + 0.5 * (step * curved).sum(1)).to(at.cost)
-    least = torch.maximum(1e-3 * options.min_decrease * at.cost, 1e-15 * at.first)
-    ended = usable & at.accepted & ~(predicted > least)
-    trying = usable & ~ended
-    candidate, cost = x, at.cost
-    if bool(trying.any()):
-        candidate = problem.retract(x, _of(trying, step).reshape(-1))
-        cost = problem.cost(candidate)
-    gain = (at.cost - cost) / predicted
-    accepted = trying & (predicted > 0) & (cost < torch.inf) & (gain > 0)
-    refused = going & ~ended & ~accepted
-    moved, all_moved = torch.stack([accepted.any(), (accepted == trying).all()]).tolist()
-    if moved:
-        x = candidate if all_moved else problem.retract(x, _of(accepted, step).reshape(-1))
-    less = at.damping * torch.clamp(1 - (2 * gain - 1) ** 3, min=1 / 10)
-    damping = torch.where(accepted, less, torch.where(refused, at.damping * at.growth, at.damping))
-    small = (at.cost - cost) / at.cost.clamp_min(1e-30) < options.min_decrease
-    status = torch.where(ended | (accepted & small), CONVERGED, at.status)
-    status = torch.where(refused & (damping > options.max_damping), STALLED, status)
-    after = replace(
-        at,
-        cost=torch.where(accepted, cost, at.cost),
-        status=status,
-        damping=damping,
-        growth=torch.where(accepted, 2.0, torch.where(refused, at.growth * 2, at.growth)),
-        accepted=accepted,
-        iterations=at.iterations + going,
-    )
-    return x, after, moved
-
-
-def _of(people: Tensor, step: Tensor) -> Tensor:
-    """The step [S, N] with zeros for all but some people [S] bool."""
-    return torch.where(people[:, None], step, torch.zeros_like(step))
-
-
-def _together(problem, done: list[tuple[_Progress, Any, Any]]) -> Any:
-    """The solution of all people, of those who were left out as they were last."""
-    if len(done) == 1:
-        return done[0][2]
-    found = {}
-    for at, part, x in done:
-        for number, person in enumerate(at.person.tolist()):
-            found[person] = part, x, number, len(at.person) == 1
-    ends = [found[person] for person in range(len(found))]
-    return problem.join([x if alone else part.select(x, [i])[1] for part, x, i, alone in ends])
-
-
-def _ends(history: list[_Progress]) -> tuple[SolverEnd, ...]:
-    """How each person's solution was found; history: the start, and after each iteration."""
-    first, *rest = history
-    costs = [[cost] for cost in first.cost.tolist()]
-    last = list(zip(first.status.tolist(), first.iterations.tolist()))
-    for at in rest:
-        columns = (at.person, at.cost, at.accepted, at.status, at.iterations)
-        for person, cost, accepted, status, iterations in zip(*(c.tolist() for c in columns)):
-            costs[person] += [cost] if accepted else []
-            last[person] = status, iterations
-    return tuple(_end(NAMES[status], tuple(c), done) for c, (status, done) in zip(costs, last))
-
-
-def _end(status: str, costs: tuple[float, ...], iterations: int) -> SolverEnd:
-    message = f"{status} after {iterations} iterations, cost {costs[0]:.6g} -> {costs[-1]:.6g}"
-    if status == "failed":
-        message = f"the cost at the start is {costs[0]}"
-    return SolverEnd(status, costs, message, iterations)
+            system = yield "system", x
+        diagonal = system.diagonal()
+        scale = torch.maximum(diagonal, 1e-8 * diagonal.amax().clamp_min(1e-30))
+        step = system.solve(damping * scale)
+        predicted = -((system.gradient * step).sum() + 0.5 * (step * system.multiply(step)).sum()).double()
+        usable, predicted = torch.stack([torch.isfinite(step).all().double(), predicted]).tolist()
+        least = max(1e-3 * options.min_decrease * cost, 1e-15 * first)
+        if usable and anew and not predicted > least:
+            status = "converged"
+            break
+        if usable:
+            candidate = problems.retract(number, x, step)
+            tried = yield "cost", candidate
+            if predicted > 0 and tried < math.inf and (cost - tried) / predicted > 0:
+                d = 2 * ((cost - tried) / predicted) - 1
+                if (cost - tried) / max(cost, 1e-30) < options.min_decrease:
+                    status = "converged"
+                x, cost, system = candidate, tried, None
+                damping, growth = damping * max(1 - d * d * d, 1 / 10), 2.0
+                history.append(cost)
+                continue
+        damping, growth = damping * growth, 2 * growth
+        if damping > options.max_damping:
+            status = "stalled"
+    message = f"{status} after {iterations} iterations, cost {first:.6g} -> {cost:.6g}"
+    return SolverResult(x, status, tuple(history), message, iterations)

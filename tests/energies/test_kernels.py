@@ -116,3 +116,14 @@ def test_refusals():
     for radius in (0.0, -1.0, float("nan")):
         with pytest.raises(InputError, match="kernel: radius: expected a number from 1e-09 to 1e\\+09, got"):
             Kernel("gm", radius)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if Kernel(name).exact])
+def test_exact_kernels_give_a_number_the_same_bits_in_any_array(name):
+    kernel, gen = Kernel(name, 0.7), torch.Generator().manual_seed(5)
+    values = 2 * torch.randn(67, 3, 2, generator=gen)
+    for first, last in ((0, 1), (3, 20), (40, 67)):
+        part = values[first:last].clone()
+        assert torch.equal(kernel.cost(part), kernel.cost(values)[first:last])
+        assert torch.equal(kernel.weights(part), kernel.weights(values)[first:last])
+    assert not any(Kernel(other).exact for other in ("cauchy", "charb", "ddf"))

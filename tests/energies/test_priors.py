@@ -21,7 +21,8 @@ from fitkit.energies.priors import (
 )
 from fitkit.energies.registry import find
 from fitkit.energies.spec import Context, EnergyOptions, ExpressionOptions
-from fitkit.scene.layout import ParameterLayout, retract
+from fitkit.scene.layout import BLOCKS, ParameterLayout, retract
+from fitkit.tensors import move
 
 MODEL = tiny_model(dtype=torch.float64)
 STATE = tiny_state(MODEL, 3)
@@ -60,6 +61,34 @@ MEAN = MeanCoefficientPrior(0.2)
 @pytest.mark.parametrize("energy", [*PRIORS, MEAN], ids=lambda e: e.name)
 def test_derivatives(energy):
     check_everything(energy, STATE, OBS)
+
+
+class ByColumns:
+    """An energy with its derivatives as columns, whose squares are sums of products."""
+
+    def __init__(self, energy):
+        self.energy, self.name, self.reduction = energy, energy.name, energy.reduction
+
+    def residuals(self, state, observations):
+        return self.energy.residuals(state, observations)
+
+    def linearize(self, state, observations):
+        return self.energy.linearize(state, observations)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("energy", PRIORS, ids=lambda e: e.name)
+def test_a_diagonal_is_the_same_numbers_as_products_of_columns(energy, dtype):
+    state, energy = STATE.to(dtype=dtype), move(energy, dtype=dtype)
+    layout = ParameterLayout.of(state, BLOCKS)
+    system, products = (
+        Objective([Term(e, 3.0, Kernel("huber", 0.5))]).linearize(state, OBS, layout)
+        for e in (energy, ByColumns(energy))
+    )
+    for name in ("shared", "cross", "own", "gradient"):
+        assert torch.equal(getattr(system, name), getattr(products, name))
+    assert float(system.diagonal().abs().max()) > 0
+    assert system.coupling is None
 
 
 @pytest.mark.parametrize("energy", PRIORS, ids=lambda e: e.name)

@@ -289,3 +289,39 @@ def test_rows_of_several_views_are_their_squares(slots, grouped, moments, factor
     total = SHARED + T * own
     whole = sum(dense_jacobian(index, v, r, total) for v, r in zip(views, rows)).reshape(-1, total)
     torch.testing.assert_close(system.dense(), whole.T @ whole)
+
+
+@pytest.mark.parametrize("moments", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_squares_go_where_diagonal_rows_go(grouped, moments):
+    gen = torch.Generator().manual_seed(3)
+    index, n = layout(grouped, moments), LOCAL + Q
+    T, own = owners(moments)
+    squares, rows = ArrowSystem.zeros(T, SHARED, own), ArrowSystem.zeros(T, SHARED, own)
+    view, values = torch.tensor([2, 0, 1, 3, 2]), torch.randn(5, n, generator=gen, dtype=torch.float64)
+    squares.add_squares(view, index, values**2)
+    rows.add_rows([view], index, [torch.diag_embed(values)])
+    assert float(squares.diagonal().max()) > 0
+    torch.testing.assert_close(squares.dense(), rows.dense())
+    # What is known of places serves another system of the same layout, and not other views.
+    again = ArrowSystem.zeros(T, SHARED, own, places=squares._places)
+    again.add_squares(view, index, values**2)
+    assert torch.equal(again.dense(), squares.dense())
+    again.add_squares(view[:2], index, values[:2] ** 2)
+    rows.add_rows([view[:2]], index, [torch.diag_embed(values[:2])])
+    torch.testing.assert_close(again.dense(), rows.dense())
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_rows_and_gradients_find_their_places_again(grouped):
+    gen = torch.Generator().manual_seed(4)
+    index, n, places = layout(grouped), LOCAL + Q, {}
+    for views in ([0, 1, 3], [1, 2, 0], [0, 1, 3]):
+        view = [torch.tensor(views), torch.tensor(views[::-1])]
+        rows = [torch.randn(3, 5, n, generator=gen, dtype=torch.float64) for _ in view]
+        kept, anew = (ArrowSystem.zeros(B, SHARED, Q, places=p) for p in (places, None))
+        for system in (kept, anew):
+            system.add_rows(view, index, rows)
+            system.add_gradient(view[0], index, rows[0][:, 0])
+        assert torch.equal(kept.dense(), anew.dense()) and torch.equal(kept.gradient, anew.gradient)
+    assert len(places) == 4  # rows and gradients of two lists of views
