@@ -80,7 +80,8 @@ def test_upper_and_lower_lips_and_lids_are_not_mixed(pair, found):
 
 def test_what_lies_inside_is_left_out(pair, found):
     _, target, _ = pair
-    inside = [target.region_names.index(n) for n in ("mouth_interior", "teeth", "eye_left", "eye_right")]
+    names = ("mouth_interior", "teeth", "gums", "tongue", "eye_left", "eye_right")
+    inside = [target.region_names.index(n) for n in names]
     assert float(found.weight[torch.isin(target.region, torch.tensor(inside))].max()) == 0
     assert bool(((found.triangle == -1) == (found.weight == 0)).all())
 
