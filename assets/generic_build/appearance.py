@@ -9,6 +9,10 @@ from .skin_mesh import closed_curve, inside
 SKIN = (0.52, 0.315, 0.225)
 LIPS = (0.42, 0.165, 0.145)
 BROW = (0.085, 0.055, 0.040)
+TEETH = (0.70, 0.64, 0.52)
+BETWEEN_TEETH = (0.34, 0.25, 0.19)
+GUMS = (0.42, 0.17, 0.15)
+TONGUE = (0.43, 0.16, 0.145)
 HAIR = (0.095, 0.065, 0.050)
 
 
@@ -26,7 +30,7 @@ def distance_to_curve(points: np.ndarray, curve: np.ndarray) -> np.ndarray:
     return np.linalg.norm(points[:, None] - foot, axis=-1).min(1)
 
 
-def paint(figures, mean, layout, region, names, iris, skin) -> np.ndarray:
+def paint(figures, mean, layout, region, names, iris, groove, skin) -> np.ndarray:
     """[V, 3] albedo in [0, 1]."""
     colour = np.tile(np.array(SKIN), (len(mean), 1))
     index = {n: i for i, n in enumerate(names)}
@@ -79,7 +83,12 @@ def paint(figures, mean, layout, region, names, iris, skin) -> np.ndarray:
     depth = smooth_step((at(62)[2] - folded[:, 2] - 2.0) / 12.0)
     lining = np.array(LIPS) * (1 - depth[:, None]) + np.array((0.10, 0.025, 0.025)) * depth[:, None]
     colour[interior] = lining[interior]
-    colour[region == index["teeth"]] = (0.72, 0.66, 0.54)
+    crown = np.array(TEETH) * (1 - groove[:, None]) + np.array(BETWEEN_TEETH) * groove[:, None]
+    colour[region == index["teeth"]] = crown[region == index["teeth"]]
+    colour[region == index["gums"]] = GUMS
+    # Front and upper side of the tongue are lighter than what lies in the mouth's dark.
+    dark = 0.75 * smooth_step((at(62)[2] - 20.0 - mean[:, 2]) / 35.0)[:, None]
+    colour[region == index["tongue"]] = (np.array(TONGUE) * (1 - dark))[region == index["tongue"]]
     for eye in ("eye_left", "eye_right"):
         rows = region == index[eye]
         r = iris[rows]

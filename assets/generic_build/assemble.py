@@ -9,18 +9,26 @@ from scipy.spatial import cKDTree
 
 from . import parts
 from .appearance import paint
+from .ear import ear
 from .figures import Figures, LayoutSpline
 from .kernel import identity_basis, matrix_roots, mirror_correlation
+from .mouth import LOWER, UPPER, teeth, tongue
 from .skin_mesh import SkinMesh, build_skin
 
+DRAWN, DRAWN_STEP = ("ears", "mouth_interior", "teeth", "gums", "tongue"), 1 / 128  # mm
 FLIP = np.array([-1.0, 1.0, 1.0])
-REGIONS = ("face", "head", "ears", "neck", "mouth_interior", "teeth", "eye_left", "eye_right")
+REGIONS = (
+    "face", "head", "ears", "neck", "mouth_interior", "teeth", "eye_left", "eye_right", "gums", "tongue",
+)  # fmt: skip
 # iBUG numbers on the subject's right and their mirror images, beyond jaw and brows.
 OTHER_SIDE = (
     (31, 32, 36, 37, 38, 39, 40, 41, 48, 49, 50, 58, 59, 60, 61, 67),
     (35, 34, 45, 44, 43, 42, 47, 46, 54, 53, 52, 56, 55, 64, 63, 65),
 )
 FEATURE_WEIGHT = 12.0
+# How what is left of a loop's motion is spread on a part: standard deviation along the loop, reach into it.
+LOOP_MM, FADE_MM = 4.0, 9.0
+AROUND_MOUTH_MM = 45.0  # skin so near to the middle of the lips says how wide the rows of teeth are
 GAZE_DEGREES = {"Up": 25.0, "Down": 28.0, "In": 32.0, "Out": 32.0}
 
 
@@ -37,13 +45,15 @@ class Head:
     mirror: list[np.ndarray]
     count: int
     rigid: dict[str, np.ndarray] = field(default_factory=dict)  # part -> vertex rows
+    lining: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # vertex rows of the mouth's bag
 
     def add(self, vertices, layout, triangles, region, source, amount, mirror) -> np.ndarray:
         rows = self.count + np.arange(len(vertices))
         self.vertices.append(vertices)
         self.layout.append(layout)
         self.triangles.append(triangles)
-        self.region.append(np.full(len(vertices), REGIONS.index(region), np.int8))
+        names = np.broadcast_to(region, len(vertices))
+        self.region.append(np.array([REGIONS.index(name) for name in names], np.int8))
         self.source.append(source)
         self.amount.append(amount)
         self.mirror.append(mirror)
@@ -67,8 +77,9 @@ def runs_along(triangles: np.ndarray, loop: np.ndarray) -> bool:
 
 def add_part(
     head: Head, skin: SkinMesh, part: parts.Part, region: str, both_sides: bool, self_mirror=None
-) -> None:
-    """Sew a part to the skin; `both_sides` adds the mirror image for the right half."""
+) -> list[np.ndarray]:
+    """Sew a part to the skin; `both_sides` adds the mirror image for the right half. Returns the new vertex
+    rows of each side."""
     triangles = part.triangles
     if not runs_along(skin.triangles, part.seam):
         triangles = triangles[:, [0, 2, 1]]
@@ -76,21 +87,26 @@ def add_part(
     first = head.count
     mirror = first + n + np.arange(n) if both_sides else first + self_mirror
     lookup = np.r_[part.seam, first + np.arange(n)]
-    head.add(
-        part.vertices, part.layout, lookup[triangles], region, part.seam[part.follow], part.amount, mirror
-    )
+    rows = [
+        head.add(
+            part.vertices, part.layout, lookup[triangles], region, part.seam[part.follow], part.amount, mirror
+        )
+    ]
     if both_sides:
         seam = skin.mirror[part.seam]
         lookup = np.r_[seam, first + n + np.arange(n)]
-        head.add(
-            part.vertices * FLIP,
-            part.layout * FLIP[:2],
-            lookup[triangles][:, [0, 2, 1]],
-            region,
-            seam[part.follow],
-            part.amount,
-            first + np.arange(n),
+        rows.append(
+            head.add(
+                part.vertices * FLIP,
+                part.layout * FLIP[:2],
+                lookup[triangles][:, [0, 2, 1]],
+                region,
+                seam[part.follow],
+                part.amount,
+                first + np.arange(n),
+            )
         )
+    return rows
 
 
 def skin_regions(p: np.ndarray) -> np.ndarray:
@@ -121,7 +137,10 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
         [np.ones(len(mean_skin))], [skin.mirror], len(mean_skin),
     )  # fmt: skip
     lid_layout, lip_layout = skin.layout[skin.lid], skin.layout[skin.lip]
-    add_part(head, skin, parts.ear(skin.ear, mean_skin[skin.ear], skin.layout[skin.ear]), "ears", True)
+    drawn = ear(skin.ear, mean_skin[skin.ear], skin.layout[skin.ear])
+    ear_rows = add_part(head, skin, drawn, "ears", True)
+    # Loops of skin that parts follow as a whole: the ear's seam -> its vertices.
+    ears = list(zip((skin.ear, skin.mirror[skin.ear]), ear_rows))
     rim = parts.lid_rim(skin.lid, mean_skin[skin.lid], lid_layout, figures.eye_centre, figures.eye_radius)
     add_part(head, skin, rim, "face", True)
     rows, inner = figures.rows("nostril_inner_"), figures.rows("nostril_deep")[0]
@@ -135,10 +154,10 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
     flipped = np.r_[0, np.arange(n - 1, 0, -1)]
     rounds = (len(lining.vertices) - 1) // n
     self_mirror = np.r_[(flipped[None] + n * np.arange(rounds)[:, None]).ravel(), rounds * n]
-    add_part(head, skin, lining, "mouth_interior", False, self_mirror)
+    (head.lining,) = add_part(head, skin, lining, "mouth_interior", False, self_mirror)
     sheet = head.count
 
-    # Eyeballs and teeth have maps of their own.
+    # Eyeballs, teeth and tongue have maps of their own.
     uv_extra, iris = [], np.full(sheet, np.inf)
     ball, faces, disc, relative = parts.eyeball(
         figures.eye_centre, figures.eye_radius - 0.35, figures.iris_radius, np.array([0.03, 0.01, 1.0])
@@ -162,25 +181,21 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
         uv_extra.append(corner + disc * [flip, 1] * 0.065 / np.abs(disc).max())
         iris = np.r_[iris, relative]
     lip = mean_skin[skin.lip]
-    front, mouth_y = lip[:, 2].max(), 0.5 * (lip[0, 1] + lip[len(lip) // 2, 1])
-    for name, spec, corner in (
-        ("teeth_upper", (front - 6.0, mouth_y + 9.0, mouth_y - 1.0), (0.01, 0.93)),
-        ("teeth_lower", (front - 9.0, mouth_y - 12.0, mouth_y - 1.5), (0.87, 0.93)),
+    lips = 0.5 * (lip[0, 1] + lip[len(lip) // 2, 1]), float(lip[0, 2])
+    groove = np.zeros(head.count)
+    for name, drawn, corner, size in (
+        ("teeth_upper", teeth(UPPER, lips), (0.01, 0.93), (0.12, 0.06)),
+        ("teeth_lower", teeth(LOWER, lips), (0.87, 0.93), (0.12, 0.06)),
+        ("tongue", tongue(lips), (0.01, 0.83), (0.09, 0.09)),
     ):
-        row, faces, grid = parts.teeth(*spec)
-        m = len(row)
+        m = len(drawn.vertices)
         first = head.count
-        width = 25
-        mirror = first + (np.arange(m) // width) * width + (width - 1 - np.arange(m) % width)
-        normal = np.cross(row[faces[0, 1]] - row[faces[0, 0]], row[faces[0, 2]] - row[faces[0, 0]])
-        if normal @ (row[faces[0]].mean(0) - [0, mouth_y, front - 40]) < 0:
-            faces = faces[:, [0, 2, 1]]
-            grid = grid * [1, -1] + [0, 1]
         head.rigid[name] = head.add(
-            row, np.full((m, 2), np.nan), first + faces, "teeth", np.full(m, -1), np.zeros(m), mirror
-        )
-        uv_extra.append(np.array(corner) + grid * [0.12, 0.06])
-        iris = np.r_[iris, np.full(m, np.inf)]
+            drawn.vertices, np.full((m, 2), np.nan), first + drawn.triangles, drawn.region,
+            np.full(m, -1), np.zeros(m), first + drawn.mirror,
+        )  # fmt: skip
+        uv_extra.append(np.array(corner) + drawn.map * size)
+        iris, groove = np.r_[iris, np.full(m, np.inf)], np.r_[groove, drawn.groove]
 
     mean = symmetrize(np.concatenate(head.vertices), np.concatenate(head.mirror))
     triangles = np.concatenate(head.triangles)
@@ -194,9 +209,16 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
         rows = head.rigid[f"eye_{side}"]
         centre = figures.eye_centre * ([1, 1, 1] if side == "left" else [-1, 1, 1])
         identity[:, rows] = follow_lids(mean[loop], identity[:, loop], mean[rows], centre)
-    inner = skin.lip
-    for name in ("teeth_upper", "teeth_lower"):
-        identity[:, head.rigid[name]] = identity[:, inner].mean(1, keepdims=True)
+    around = np.linalg.norm(mean_skin - lip.mean(0), axis=1) < AROUND_MOUTH_MM
+    inside = lambda rows: follow_mouth(
+        lip, identity[:, skin.lip], mean_skin[around], identity[:, : len(around)][:, around], mean[rows]
+    )
+    for name in ("teeth_upper", "teeth_lower", "tongue"):
+        identity[:, head.rigid[name]] = inside(head.rigid[name])
+    own = amount[head.lining][:, None]
+    identity[:, head.lining] = own * identity[:, head.lining] + (1 - own) * inside(head.lining)
+    for loop, rows in ears:
+        identity[:, rows] = follow_loop(mean[loop], identity[:, loop], mean[rows])
 
     names, shapes = [], []
     for name, displacement in figures.expressions.items():
@@ -205,11 +227,18 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
             build_expression(name, displacement, surface, figures, skin, to_skin, mean, source, amount, head)
         )
     expression = np.stack(shapes)
+    for loop, rows in ears:
+        expression[:, rows] = follow_loop(mean[loop], expression[:, loop], mean[rows])
+
+    # What is drawn needs no finer steps than it is drawn with; files get smaller.
+    drawn_rows = np.isin(region, [REGIONS.index(name) for name in DRAWN])
+    for basis in (identity, expression):
+        basis[:, drawn_rows] = np.round(basis[:, drawn_rows] / DRAWN_STEP) * DRAWN_STEP
 
     uv = sheet_uv(np.concatenate(head.layout)[:sheet])
     uv = np.concatenate([uv, *uv_extra])
     face_index, weights = embed_landmarks(figures, skin, spline)
-    albedo = paint(figures, mean, np.concatenate(head.layout), region, REGIONS, iris, skin)
+    albedo = paint(figures, mean, np.concatenate(head.layout), region, REGIONS, iris, groove, skin)
     skin_mask = np.isin(region, [REGIONS.index("face"), REGIONS.index("neck")])
     skin_mask[len(mean_skin) :] = False
     narrow = (mean[:, 2] > 25) & (mean[:, 1] < 94) & (mean[:, 1] > -101) & (np.abs(mean[:, 0]) < 76)
@@ -253,6 +282,44 @@ def follow_lids(margin: np.ndarray, motion: np.ndarray, ball: np.ndarray, centre
     prior = np.diag([2.0, 2.0, 0.02, 400.0]) * 0.5  # relative to unit variance of the residuals
     solution = np.linalg.solve(system.T @ system + prior, system.T @ rest.T).T
     return (average + solution[:, :3])[:, None] + solution[:, 3][:, None, None] * (ball - centre)
+
+
+def follow_mouth(lips, lip_motion, skin, motion, points) -> np.ndarray:
+    """Identity displacement [K, M, 3] of what lies inside the mouth at `points` [M, 3].
+
+    The mean shift of the lips [N, 3] with motion [K, N, 3], and the growth along each axis of the skin [P, 3]
+    around them with motion [K, P, 3] (least squares): a narrow jaw has narrow rows of teeth.
+    """
+    centre, shift = lips.mean(0), lip_motion.mean(1, keepdims=True)
+    arm = skin - centre
+    growth = ((motion - shift) * arm).sum(1) / (arm**2).sum(0)
+    return shift + growth[:, None] * (points - centre)
+
+
+def follow_loop(loop: np.ndarray, motion: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Displacement [K, M, 3] of a part at `points` [M, 3] that hangs on a loop of skin [N, 3] with motion
+    [K, N, 3].
+
+    It shifts, turns and grows as the loop does on the whole (least squares, small turns); near the loop it
+    takes what is left of the loop's motion, too.
+    """
+    centre = loop.mean(0)
+
+    def columns(at):
+        """[N, 3, 7]: shift, turn, growth."""
+        arm, zero = at - centre, np.zeros(len(at))
+        x, y, z = arm.T
+        turns = np.stack([np.stack(v, 1) for v in ((zero, -z, y), (z, zero, -x), (-y, x, zero))], axis=2)
+        return np.concatenate([np.tile(np.eye(3), (len(at), 1, 1)), turns, arm[:, :, None]], axis=2)
+
+    system = columns(loop).reshape(-1, 7)
+    moves = np.linalg.lstsq(system, motion.reshape(len(motion), -1).T, rcond=None)[0]
+    rest = motion - (system @ moves).T.reshape(motion.shape)
+    distance = np.linalg.norm(points[:, None] - loop[None], axis=-1)
+    weight = np.exp(-0.5 * (distance / LOOP_MM) ** 2) + 1e-12
+    weight *= (np.exp(-((distance.min(1) / FADE_MM) ** 2)) / weight.sum(1))[:, None]
+    whole = np.einsum("mcj,jk->kmc", columns(points), moves)
+    return whole + np.einsum("mn,knc->kmc", weight, rest)
 
 
 def symmetrize(points: np.ndarray, mirror: np.ndarray) -> np.ndarray:
@@ -371,8 +438,13 @@ def build_expression(
     if name.startswith("jaw"):
         chin = ("ibug_8", "ibug_9", "ibug_10", "ibug_9_right", "ibug_10_right")
         jaw = [figures.names.index(n) for n in chin]
-        rows = head.rigid["teeth_lower"]
-        out[rows] = rigid_motion(figures.position[jaw], displacement[jaw], mean[rows])
+        moved = lambda rows: rigid_motion(figures.position[jaw], displacement[jaw], mean[rows])
+        for part in ("teeth_lower", "tongue"):
+            out[head.rigid[part]] = moved(head.rigid[part])
+        # What the lips leave of the bag: its lower half goes with the jaw.
+        rows = head.lining
+        below = np.clip(0.5 + (figures.position[figures.ibug(62), 1] - mean[rows, 1]) / 12, 0, 1)
+        out[rows] += ((1 - amount[rows]) * below)[:, None] * moved(rows)
     if name.startswith("eyeLook"):
         way, side = name[len("eyeLook") :].split("_")
         rows = head.rigid["eye_left" if side == "L" else "eye_right"]

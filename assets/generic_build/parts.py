@@ -1,4 +1,5 @@
-"""Parts that are drawn, not measured: ears, lid rims, mouth lining, teeth, eyeballs.
+"""Parts that are drawn, not measured: lid rims, nostrils, mouth lining, eyeballs; ears, teeth and tongue have
+files of their own.
 
 Every part is built for the left side (or for both at once) and says, per vertex, which skin vertex it follows
 in identity and expression and by how much.
@@ -69,54 +70,6 @@ def rings(
     )
 
 
-def ear(seam: np.ndarray, base: np.ndarray, base_layout: np.ndarray) -> Part:
-    """A plain left ear on the closed loop `base` [N, 3] of skin vertices around it.
-
-    Seen from the side every spoke runs from the loop to the ear canal: along the head and up the back of the
-    auricle, over the helix, down into the scapha, over the antihelix and into the concha; in front, over the
-    tragus.
-    """
-    canal = np.array([68.0, 3.0, 16.0])
-    canal_layout = base_layout.mean(0)
-    offset = base - canal
-    bearing = np.arctan2(offset[:, 1], offset[:, 2])  # 0: front, +90 deg: up, 180: back
-    degrees = np.degrees(bearing) % 360
-    # 1 at the back where the auricle stands off the head, 0 in front where the cheek runs into the tragus.
-    back = np.interp(degrees, [0, 35, 75, 110, 250, 275, 305, 360], [0, 0, 0.75, 1, 1, 0.8, 0.0, 0])
-    # Outline of the helix as seen from the side, in mm from the canal.
-    outline = np.interp(
-        degrees,
-        [0, 40, 70, 95, 125, 160, 200, 235, 262, 285, 320, 360],
-        [12, 19, 30, 34, 35.5, 33, 29, 27.5, 28, 25, 14, 12],
-    )
-    height = np.interp(degrees, [0, 60, 100, 150, 200, 240, 265, 290, 360], [3, 6, 12, 18.5, 18, 14, 9, 5, 3])
-    direction = offset / np.linalg.norm(offset[:, 1:], axis=1, keepdims=True)
-    outwards = np.array([0.93, 0.05, 0.36])  # out of the head, leaning forward a little
-    outwards /= np.linalg.norm(outwards)
-    reach = np.linalg.norm(offset[:, 1:], axis=1)
-    #         along the head   back of the auricle      helix                  scapha antihelix concha
-    rear_r = [0.90, 0.74, 0.80, 0.92, 1.00, 1.01, 0.96, 0.90, 0.85, 0.77, 0.69, 0.62, 0.50, 0.30]
-    rear_h = [0.02, 0.06, 0.40, 0.72, 0.92, 1.04, 1.06, 0.95, 0.80, 0.82, 0.92, 0.82, 0.30, -0.05]
-    front_r = np.array([0.93, 0.85, 0.78, 0.70, 0.62, 0.55, 0.48, 0.42, 0.37, 0.32, 0.28, 0.25, 0.21, 0.14])
-    front_h = np.array([0.0, 0.0, 0.0, 0.1, 0.3, 0.6, 1.1, 1.6, 1.9, 1.7, 1.1, 0.2, -0.8, -1.2])
-    loops, plane, amount = [], [], []
-    count = len(rear_r)
-    for k in range(count):
-        radius = back * rear_r[k] * outline + (1 - back) * front_r[k] * reach
-        if k == 0:
-            radius = 0.5 * (radius + reach * 0.94)
-        rise = back * rear_h[k] * height + (1 - back) * front_h[k] * 2.2
-        loops.append(canal + direction * radius[:, None] + outwards * rise[:, None])
-        share = 1 - (k + 1) / (count + 1)
-        plane.append(canal_layout + (base_layout - canal_layout) * share)
-        amount.append(1.0)
-    smooth = np.stack(loops)
-    for _ in range(3):  # around the ear only, so that the folds stay
-        smooth = 0.5 * smooth + 0.25 * (np.roll(smooth, 1, 1) + np.roll(smooth, -1, 1))
-    hub = (canal - outwards * 5.0, canal_layout, 1.0, int(np.argmin(degrees)))
-    return rings(seam, list(smooth), plane, amount, hub)
-
-
 def lid_rim(
     seam: np.ndarray, margin: np.ndarray, margin_layout: np.ndarray, centre: np.ndarray, radius: float
 ) -> Part:
@@ -157,16 +110,26 @@ def nostril(
     return rings(seam, loops, plane, [1.0] * 5, (deep[0], hub, 1.0, 0))
 
 
+# The bag of the mouth around teeth and tongue, from behind the lips to the throat, in mm from where the lips
+# meet: depth in the middle of the upper and of the lower half, depth at the sides, half width, height
+# above and below.
+BAG = (
+    (-4.2, -8.0, -18.0, 23.0, 13.0, 7.0),
+    (-12.0, -20.0, -32.0, 26.0, 20.0, 16.0),
+    (-34.0, -34.0, -38.0, 31.0, 21.0, 22.0),
+    (-56.0, -56.0, -56.0, 24.0, 13.0, 19.0),
+)
+BAG_END = -61.0
+
+
 def mouth_lining(seam: np.ndarray, lip: np.ndarray, lip_layout: np.ndarray) -> Part:
     """Inner lips and a closed bag behind them. `lip` starts at the upper midline and runs over the left
     corner."""
     n = len(lip)
-    corner = n // 4
     turn = np.arange(n) / n * 2 * np.pi  # 0: upper midline, 90 deg: left corner, 180: lower midline
     up = np.cos(turn)
     side = np.sin(turn)
-    middle = 0.5 * (lip[corner] + lip[n - corner])
-    bag_y, width = middle[1], abs(lip[corner, 0])
+    bag_y = 0.5 * (lip[0, 1] + lip[n // 2, 1])
     lift = np.sign(up) * np.abs(up) ** 0.5
     loops = []
     # (inwards, up/down, towards the middle) of the inner lip
@@ -179,21 +142,17 @@ def mouth_lining(seam: np.ndarray, lip: np.ndarray, lip_layout: np.ndarray) -> P
         ring[:, 2] -= depth + 1.2 * np.abs(side) ** 6
         ring[:, 0] *= 1 - narrow
         loops.append(ring)
-    for depth, half_height, half_width in (
-        (8.0, 10.0, 1.0),
-        (18.0, 13.0, 1.1),
-        (36.0, 12.0, 0.95),
-        (44.0, 6.0, 0.5),
-    ):
+    for upper, lower, beside, half_width, above, below in BAG:
         ring = np.empty_like(lip)
-        ring[:, 0] = half_width * width * np.sign(side) * np.abs(side) ** 0.6
-        ring[:, 1] = bag_y - 1.0 + half_height * lift
-        ring[:, 2] = np.where(depth < 20, lip[:, 2] - depth - 2.0, 0) if depth < 20 else middle[2] + 8 - depth
+        ring[:, 0] = half_width * np.sign(side) * np.abs(side) ** 0.7
+        ring[:, 1] = bag_y + np.where(up > 0, above, below) * np.sign(up) * np.abs(up) ** 0.7
+        front = 0.5 * (upper + lower) + 0.5 * (upper - lower) * up
+        ring[:, 2] = lip[0, 2] + front + (beside - front) * side**2
         loops.append(ring)
     centre = np.array([0.0, lip_layout[:, 1].mean()])
     plane = [centre + (lip_layout - centre) * s for s in (0.93, 0.86, 0.78, 0.68, 0.56, 0.42, 0.28, 0.12)]
     amount = [1.0, 1.0, 1.0, 0.9, 0.55, 0.35, 0.2, 0.1]
-    hub = (np.array([0.0, bag_y, middle[2] - 37.0]), centre, 0.2, n // 2)
+    hub = (np.array([0.0, bag_y, lip[0, 2] + BAG_END]), centre, 0.2, n // 2)
     return rings(seam, loops, plane, amount, hub, turn_at=n // 2)
 
 
@@ -233,29 +192,3 @@ def eyeball(
         )
     vertices = np.array(vertices[:-1])
     return vertices, np.concatenate(faces), np.array(disc), np.array(relative)
-
-
-def teeth(front: float, gum: float, edge: float, half_width: float = 25.0, count: int = 25):
-    """A curved row of teeth on a parabola that opens backwards: front, biting edge and back side.
-
-    Args:
-        front: z of the middle of the front.  gum, edge: y of the gum line and of the biting edge.
-    Returns:
-        vertices [M, 3], triangles [F, 3], grid coordinates [M, 2] in [0, 1].
-    """
-    u = np.linspace(-1, 1, count)
-    vertices, grid = [], []
-    rows = ((gum, -0.8), (0.5 * (gum + edge), 0.1), (edge, 0.0), (edge, -2.5), (gum, -5.5))
-    for k, (y, dz) in enumerate(rows):
-        narrow = 1 + dz * 0.035
-        x = half_width * narrow * np.sin(u * 1.35) / np.sin(1.35)
-        z = front + dz - 27.0 * np.abs(u) ** 2.2
-        vertices.append(np.c_[x, np.full(count, y), z])
-        grid.append(np.c_[(u + 1) / 2, np.full(count, 1 - k / (len(rows) - 1))])
-    faces = [
-        strip(
-            k * count + np.arange(count), (k + 1) * count + np.arange(count), closed=False, turn_at=count // 2
-        )
-        for k in range(len(rows) - 1)
-    ]
-    return np.concatenate(vertices), np.concatenate(faces), np.concatenate(grid)

@@ -65,7 +65,7 @@ def test_vertices_are_found_where_they_were(pair, found):
     skin = found.weight == 1
     there = skin & near(source, order, slice(17, 68), 12.0)
     assert skin[target.skin].float().mean() > 0.9
-    assert float(away[there].mean()) < 0.7 and float(away[skin].quantile(0.99)) < 7.5
+    assert float(away[there].mean()) < 0.7 and float(away[skin].quantile(0.99)) < 8.5
 
 
 def test_upper_and_lower_lips_and_lids_are_not_mixed(pair, found):
@@ -80,7 +80,8 @@ def test_upper_and_lower_lips_and_lids_are_not_mixed(pair, found):
 
 def test_what_lies_inside_is_left_out(pair, found):
     _, target, _ = pair
-    inside = [target.region_names.index(n) for n in ("mouth_interior", "teeth", "eye_left", "eye_right")]
+    names = ("mouth_interior", "teeth", "gums", "tongue", "eye_left", "eye_right")
+    inside = [target.region_names.index(n) for n in names]
     assert float(found.weight[torch.isin(target.region, torch.tensor(inside))].max()) == 0
     assert bool(((found.triangle == -1) == (found.weight == 0)).all())
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.interpolate import LinearNDInterpolator
+from scipy.signal import find_peaks
+from scipy.spatial import Delaunay
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "assets"
@@ -50,6 +53,41 @@ def shape(model, name):
     return model["expression_basis"][[str(n) for n in model["expression_names"]].index(name)].astype(
         np.float64
     )
+
+
+def region(model, *names):
+    """[V] bool."""
+    return np.isin(model["region"], [list(model["region_names"]).index(n) for n in names])
+
+
+def person(model, seed):
+    """[V, 3] of a random person; None: the mean."""
+    coefficients = np.zeros(len(model["identity_basis"]))
+    if seed is not None:
+        coefficients = np.random.default_rng(seed).standard_normal(len(coefficients))
+    return model["mean"] + np.tensordot(coefficients, model["identity_basis"].astype(np.float64), 1)
+
+
+def first_met(vertices, triangles, points):
+    """What rays towards -z first meet: z [N], NaN where they miss, and the row of the triangle [N]; points:
+    [N, 2]."""
+    a, b, c = (vertices[triangles[:, k]] for k in range(3))
+    (ux, uy, uz), (vx, vy, vz) = (b - a).T, (c - a).T
+    dx, dy = np.moveaxis(points[:, None] - a[None, :, :2], -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        area = ux * vy - uy * vx
+        s, t = (dx * vy - dy * vx) / area, (dy * ux - dx * uy) / area
+        z = np.where((s >= 0) & (t >= 0) & (s + t <= 1), a[:, 2] + s * uz + t * vz, -np.inf)
+    row = z.argmax(1)
+    z = z[np.arange(len(z)), row]
+    return np.where(np.isfinite(z), z, np.nan), row
+
+
+def seen_from(vertices, azimuth):
+    """Vertices turned so that +z looks at what faces `azimuth` degrees from the front to the left."""
+    turn = np.radians(azimuth)
+    c, s = np.cos(turn), np.sin(turn)
+    return vertices @ np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]]).T
 
 
 def directed_edges(triangles):
@@ -119,11 +157,11 @@ def test_mesh_is_an_oriented_manifold_with_known_openings(model):
     starts = Counter(a for a, _ in border)
     assert max(starts.values()) == 1, "two openings touch"
     label = components(model["triangles"], len(model["mean"]))
-    assert len(np.unique(label)) == 5  # skin with lining, two eyeballs, two rows of teeth
+    assert len(np.unique(label)) == 6  # skin with ears and lining, two eyeballs, two rows of teeth, tongue
     region = model["region"][[a for a, _ in border]]
     used = {str(model["region_names"][r]) for r in region}
-    # The neck, the hidden ends of the two eye sockets, the backs of eyeballs and teeth.
-    assert used <= {"neck", "head", "face", "eye_left", "eye_right", "teeth"}
+    # The neck, the hidden ends of the two eye sockets, the backs of eyeballs, rows of teeth and tongue.
+    assert used == {"neck", "face", "eye_left", "eye_right", "teeth", "gums", "tongue"}
     a, b, c = (model["mean"][model["triangles"][:, k]].astype(np.float64) for k in range(3))
     assert np.linalg.norm(np.cross(b - a, c - a), axis=1).min() > 1e-3, "a triangle without area"
 
@@ -143,6 +181,129 @@ def test_triangles_face_outwards(model):
                 1
             )  # without nostrils and lid rims, which turn inwards
         assert ((normal * (centre - inside)).sum(1)[rows] > 0).mean() >= share, part
+
+
+def left_side(model):
+    """Triangles of the left ear and of the skin around it [F, 3]."""
+    triangles, centre = model["triangles"], model["mean"][model["triangles"]].mean(1)
+    near = (centre[:, 0] > 50) & (np.abs(centre[:, 1] - 12) < 45) & (np.abs(centre[:, 2] - 10) < 40)
+    return triangles[near]
+
+
+@pytest.mark.parametrize("azimuth", [15, 50, 90, 130, 165])
+def test_no_back_of_a_triangle_of_the_ear_is_seen(model, azimuth):
+    triangles, vertices = left_side(model), seen_from(model["mean"].astype(np.float64), azimuth)
+    at = vertices[region(model, "ears") & (model["mean"][:, 0] > 0)]
+    x, y = (np.arange(low + 0.1234, high, 0.8) for low, high in zip(at.min(0)[:2], at.max(0)[:2]))
+    depth, row = first_met(vertices, triangles, np.stack(np.meshgrid(x, y), -1).reshape(-1, 2))
+    a, b, c = (vertices[triangles[row, k]] for k in range(3))
+    faces = np.cross(b - a, c - a)[:, 2] > 0
+    ear = region(model, "ears")[triangles[row]].all(1) & np.isfinite(depth)
+    assert ear.sum() > 500 and faces[ear].all()
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+def test_ears_have_the_relief_of_ears(model, seed):
+    """A level line over the canal from the cheek backwards: tragus, bowl, antihelix, groove, helix, head."""
+    vertices, rest = person(model, seed), model["mean"]
+    left = region(model, "ears") & (rest[:, 0] > 0)
+    # The deepest place that is seen from the side.
+    side, triangles = seen_from(vertices, 90), left_side(model)
+    low, high = np.percentile(side[left], [25, 75], axis=0)[:, :2]
+    grid = np.stack(np.meshgrid(*(np.arange(a, b, 0.7) for a, b in zip(low, high))), -1).reshape(-1, 2)
+    deep = grid[np.nanargmin(first_met(side, triangles, grid)[0])]
+    across = np.arange(-30, 30, 0.25)  # mm backwards from there
+    line, _ = first_met(side, triangles, np.c_[deep[0] + across, np.full(len(across), deep[1])])
+    bowl = int(np.flatnonzero(across == 0)[0])
+    peaks, _ = find_peaks(np.nan_to_num(line, nan=line[np.isfinite(line)].min()), prominence=0.4)
+    before, after = peaks[peaks < bowl], peaks[peaks > bowl]
+    tragus, antihelix, helix = before[-1], after[0], after[1]
+    assert 3 < across[bowl] - across[tragus] < 15 and line[tragus] - line[bowl] > 4
+    assert line[antihelix] - line[bowl] > 10 and 8 < across[antihelix] < 22
+    assert 3 < across[helix] - across[antihelix] < 12
+    assert min(line[antihelix], line[helix]) - line[antihelix:helix].min() > 0.5
+    assert line[helix] - line[helix:].min() > 7, "the rim stands off the head"
+    if seed is None:  # out of the head by 20 to 25 degrees, and as wide as an ear is
+        aside, back = line[helix] - line[tragus], across[helix] - across[tragus]
+        assert 14 < np.degrees(np.arctan2(aside, back)) < 28 and 24 < back < 34
+        assert 57 < np.ptp(rest[left, 1]) < 67
+    # As long as ears are, between brow and nose base.
+    brow, nose = (landmarks(model, vertices)[k, 1] for k in (24, 33))
+    top, bottom = vertices[left, 1].max(), landmarks(model, vertices)[33, 1] - 12
+    assert nose < deep[1] < brow and nose + 35 < top < brow + 5
+    assert 0.8 < np.ptp(vertices[left, 1]) / np.ptp(rest[left, 1]) < 1.25 and bottom < vertices[left, 1].min()
+
+
+def test_mouth_is_hidden_behind_the_lips(model):
+    """Of neutral faces: every vertex of teeth, gums, tongue and of the bag lies behind the skin."""
+    rest, outer = model["mean"], region(model, "face") & model["skin"]
+    outer &= (rest[:, 2] > 50) & (np.abs(rest[:, 0]) < 60) & (rest[:, 1] < 8)
+    lips = landmarks(model)[60:68]
+    inner = region(model, "teeth", "gums", "tongue")
+    inner |= region(model, "mouth_interior") & (np.linalg.norm(rest[:, None] - lips, axis=-1).min(1) > 8)
+    for seed in (None, *range(10)):
+        vertices = person(model, seed)
+        skin = LinearNDInterpolator(vertices[outer, :2], vertices[outer, 2])
+        behind = skin(vertices[inner, :2]) - vertices[inner, 2]
+        assert np.nanmin(behind) > 1.0, seed
+        teeth = vertices[region(model, "teeth")]
+        front = teeth[np.abs(teeth[:, 0]) < 4, 2].max()
+        assert 2 < landmarks(model, vertices)[[62, 66], 2].min() - front < 12, seed
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+def test_tongue_lies_in_the_mouth(model, seed):
+    rows = {n: region(model, n) for n in ("teeth", "tongue", "mouth_interior")}
+    for opened in (0.0, 0.8):
+        vertices = person(model, seed) + opened * shape(model, "jawOpen")
+        bag, tongue = Delaunay(vertices[rows["mouth_interior"]]), vertices[rows["tongue"]]
+        assert (bag.find_simplex(tongue) >= 0).all()
+        low = vertices[rows["teeth"] & (model["mean"][:, 1] < landmarks(model)[66, 1] - 4)]
+        middle = low[np.abs(low[:, 0]) < 4]
+        assert tongue[:, 2].max() < middle[:, 2].max() - 2, "its tip is behind the lower teeth"
+
+
+def test_lower_teeth_and_tongue_go_with_the_jaw(model):
+    names = [str(n) for n in model["expression_names"]]
+    upper = region(model, "teeth") & (model["mean"][:, 1] > landmarks(model)[62, 1] + 1)
+    lower = region(model, "teeth") & (model["mean"][:, 1] < landmarks(model)[66, 1] - 3)
+    assert upper.sum() > 50 and lower.sum() > 50
+    for name in names:
+        moved = shape(model, name)
+        assert not moved[upper].any(), name
+        if name.startswith("jaw"):
+            both = lower | region(model, "tongue")
+            before, after = model["mean"][both], model["mean"][both] + moved[both]
+            apart = lambda p: np.linalg.norm(p[:, None] - p[None], axis=-1)  # noqa: E731
+            np.testing.assert_allclose(apart(after), apart(before), atol=0.05)
+        else:
+            assert not moved[lower].any(), name
+    assert -30 < shape(model, "jawOpen")[lower, 1].mean() < -15
+
+
+def test_teeth_are_single_crowns(model):
+    """Seen from the front at half the height of the crowns: a groove between any two teeth, and none else."""
+    vertices, triangles = model["mean"].astype(np.float64), model["triangles"]
+    teeth = triangles[region(model, "teeth")[triangles].any(1)]
+    lips = landmarks(model)[62, 1]
+    for y, borders in ((lips + 3.5, (8.0, 14.0, 19.5)), (lips - 6.0, (5.2, 10.6, 16.2))):
+        x = np.arange(-23, 23, 0.1) + 0.003
+        line, _ = first_met(vertices, teeth, np.c_[x, np.full(len(x), y)])
+        found, _ = find_peaks(-line + np.polyval(np.polyfit(x, line, 6), x), prominence=0.25)
+        wanted = np.array([*(-b for b in borders[::-1]), 0.0, *borders])
+        near = x[found][np.abs(x[found]) < borders[-1] + 2]
+        np.testing.assert_allclose(near, wanted, atol=1.0)
+
+
+def test_a_smile_shows_the_upper_teeth_below_the_upper_lip(model):
+    smile = shape(model, "mouthSmile_L") + shape(model, "mouthSmile_R")
+    names = list(model["region_names"])
+    for seed in (None, 0, 1, 2):
+        vertices = person(model, seed) + smile + 0.2 * shape(model, "jawOpen")
+        lip = landmarks(model, vertices)[62]
+        points = np.c_[np.repeat([-6.0, 0.1, 6.0], 2), np.tile([-1.8, -2.6], 3) + lip[1]]
+        _, row = first_met(vertices, model["triangles"], points)
+        assert {names[r] for r in model["region"][model["triangles"][row]].ravel()} == {"teeth"}, seed
 
 
 def test_landmarks_are_at_sensible_places(model):

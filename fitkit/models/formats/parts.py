@@ -107,8 +107,9 @@ class Carrier:
     """Shapes of `generic` for the mesh of another head: the offsets at the nearest place that faces the same
     way, continued smoothly where that is far away.
 
-    Pieces of the mesh that lie on eyeballs or teeth for the most part move as a whole, by an affine map each;
-    all others take the offsets of skin and mouth alone, so that lids do not turn with eyeballs.
+    Pieces of the mesh that lie on eyeballs, teeth or tongue for the most part move as a whole, by an
+    affine map each; all others take the offsets of skin and mouth alone, so that lids do not turn with
+    eyeballs.
     """
 
     def __init__(self, laid: np.ndarray, mean: np.ndarray, triangles: np.ndarray):
@@ -116,7 +117,9 @@ class Carrier:
         [F, 3], the head."""
         generic, self.mean = load_model("generic"), np.asarray(mean, np.float64)
         faces = generic.triangles.numpy()
-        loose = np.array([name.startswith(("eye", "teeth")) for name in generic.region_names])
+        loose = np.array(
+            [name.startswith(("eye", "teeth", "gums", "tongue")) for name in generic.region_names]
+        )
         loose = loose[generic.region.numpy()[faces[:, 0]]]
         near, distance, triangle = _nearest(laid, faces, mean, triangles)
         piece = _pieces(triangles, len(mean))
