@@ -23,7 +23,7 @@ GROOVE = {"upper": 0.35, "lower": 0.2}  # mm, depth of the fold and of the hollo
 HOOD = 0.25  # mm, by which the skin above the fold stands out
 REACH = 10.5  # mm, how far from the margin the skin slides with it
 SPREAD = 3.0  # spokes, over which motion is averaged 4 mm and more from the margin
-EVEN = 2.0  # spokes, the same for the motion that follows from it
+EVEN = (2.0, 3.0)  # spokes, the same for the motion that follows from it; at the inner corner
 TAUT = 0.9  # share of its height over the ball that skin at the inner corner keeps
 FADE = (7.0, 11.5)  # mm from the margin: from here to there what was measured takes over
 MEET = 0.10  # where the lids meet, from the lower (0) to the upper (1) margin
@@ -86,7 +86,7 @@ class Lids:
         upper = ring_smooth(np.where(self.is_upper, 1.0, 0.0), 2.0)
         self.of = lambda figure: figure["lower"] + (figure["upper"] - figure["lower"]) * upper
         self.surface = [PchipInterpolator(self.along[:, k], self.height[:, k]) for k in range(n)]
-        self.resting = self.place(self.direction, self.lift(self.margin, self.along, np.zeros(n)))
+        self.resting = self.place(self.direction, self.lift(self.margin, self.along, 0.0))
         # As drawn, the resting lids are where a motion of zero leaves them.
         self.detail = self.resting - base
 
@@ -107,9 +107,10 @@ class Lids:
             out[:, k] = curve(inside) + slope * np.maximum(along[:, k] - end, 0)
         return out
 
-    def lift(self, margin: np.ndarray, at: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    def lift(self, margin: np.ndarray, at: np.ndarray, drawn: float) -> np.ndarray:
         """Heights [R, N] of lids whose margin has the height `margin` [N] and whose points lie at the ways
-        `at` [R, N] from the resting margin; drawn: [N] or [R, N] mm by which the margin closes."""
+        `at` [R, N] from the resting margin; drawn: mm by which the margin closes at most: so far the fold
+        opens."""
         plate = self.plate_above(margin)
         brow = self.brow(at)
         # How far from the corners and from the end of the loops: details fade out there.
@@ -150,7 +151,7 @@ class Lids:
         at = self.along - spread(drawn) / self.scale * slide
         # Beside the nose the skin is drawn taut across the hollow instead of following the ball.
         at = at + self.taut * (self.along - at)
-        return self.place(turned, self.lift(distance - self.radius, at, spread(drawn)))
+        return self.place(turned, self.lift(distance - self.radius, at, drawn.max()))
 
     def clear(self, goal: np.ndarray) -> np.ndarray:
         """`goal` [N, 3], lifted so far off the ball that the straight way there does not cut into it."""
@@ -206,8 +207,13 @@ class Lids:
         goal = rest[loop] + measured[loop]
         goal = self.closed(goal) if name.startswith("eyeBlink") else self.clear(goal)
         motion = self.moved(goal) - self.resting
+        inner = (1 - smooth_step(self.share / 0.5))[:, None]
         for k, along in enumerate(self.along[:, 0]):
-            motion[k] = gaussian_filter1d(motion[k], EVEN * min(along / 4, 1) + 1e-3, axis=0, mode="wrap")
+            even = [
+                gaussian_filter1d(motion[k], width * min(along / 4, 1) + 1e-3, axis=0, mode="wrap")
+                for width in EVEN
+            ]
+            motion[k] = even[0] + inner * (even[1] - even[0])
         out = measured.copy()
         keep = 1 - smooth_step((self.along - FADE[0]) / (FADE[1] - FADE[0]))[..., None]
         out[self.rows] = keep * motion + (1 - keep) * measured[self.rows]
