@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from model_files_bfm import small_face, write_3ddfa, write_bfm09
+from model_files_bfm import LAST, small_face, write_3ddfa, write_bfm09
 
 from fitkit.data.w300lp import BfmCodes
 from fitkit.errors import InputError
@@ -183,7 +183,7 @@ def test_landmarks_of_another_mesh(tmp_path):
         import_bfm09(tmp_path)
     write_bfm09(tmp_path, front=True)
     scipy.io.savemat(tmp_path / "facemodel_info.mat", {"keypoints": np.full((1, 68), 9e4)})
-    with pytest.raises(InputError, match="keypoints, counted from 0: expected indices in 0..7450"):
+    with pytest.raises(InputError, match=f"keypoints, counted from 0: expected indices in 0..{LAST}"):
         import_bfm09(tmp_path)
 
 

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from model_files_bfm import NAMED, small_face, write_bfm17
+from model_files_bfm import LAST, NAMED, small_face, write_bfm17
 
 from fitkit.errors import InputError
 from fitkit.geometry.color import linear_from_srgb
@@ -103,7 +103,10 @@ def test_tables_of_all_points(path, monkeypatch):
     beside.write_text("\n".join(map(str, np.roll(FACE.landmarks, 1))))
     with pytest.raises(InputError, match=r"small.anl: landmark \d+ is \d+\.?\d* mm from where .* marks it"):
         import_bfm17(path)
-    for text, message in (("1\n2\n", "expected 68 numbers in -1..7450, got 2"), ("a\n", "not a list of 68")):
+    for text, message in (
+        ("1\n2\n", f"expected 68 numbers in -1..{LAST}, got 2"),
+        ("a\n", "not a list of 68"),
+    ):
         beside.write_text(text)
         with pytest.raises(InputError, match=message):
             import_bfm17(path)
@@ -160,7 +163,7 @@ def named(place):
         ({"expression__model__mean": np.zeros(30)}, r"expression/model/mean: expected shape \[22353\]"),
         ({"shape__representer__cells": np.ones((4, 3), int)}, r"cells: expected shape \[3, 'F'\]"),
         ({"shape__representer__cells": np.full((3, 4), 9e9)}, "cells: expected whole numbers"),
-        ({"shape__representer__cells": np.full((3, 4), 10**6)}, "triangles: expected .*indices in 0..7450"),
+        ({"shape__representer__cells": np.full((3, 4), 10**6)}, f"triangles: expected .*indices in 0..{LAST}"),
         ({"shape__model__mean": np.full(22353, np.nan)}, "shape/model/mean holds values that are not finite"),
         ({"color__model__mean": np.full(22353, 128.0)}, "colours: expected a mean of 0 to 1, got 128 to 128"),
         ({"metadata__landmarks__json": np.array([b"{"])}, "expected a list of landmarks with id"),

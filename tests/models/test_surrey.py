@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import observe, tiny_state
-from model_files_bfm import small_face
+from model_files_bfm import LAST, small_face
 from model_files_surrey import EXPRESSIONS, MISSING, matrix, write_surrey
 
 import fitkit
@@ -150,7 +150,7 @@ def test_expressions_of_another_kind_or_mesh(tmp_path):
     (tmp_path / "expression_blendshapes_29.bin").write_bytes(
         struct.pack("<QQ", 1, 5) + b"anger" + matrix(np.zeros((30, 1)))
     )
-    with pytest.raises(InputError, match="'anger': expected one column of x, y, z of 7451 vertices"):
+    with pytest.raises(InputError, match=f"'anger': expected one column of x, y, z of {LAST + 1} vertices"):
         import_surrey(path)
 
 
@@ -184,7 +184,7 @@ def test_text_of_landmarks(tmp_path):
 @pytest.mark.parametrize(
     "table, message",
     [
-        ({37: 10**6}, "expected 68 vertices in 0..7450"),
+        ({37: 10**6}, f"expected 68 vertices in 0..{LAST}"),
         ({37: None}, "expected the outer eye corners"),
         ({37: 46, 46: 37}, "not where they belong on a face"),
         ({31: 37}, "not where they belong on a face"),
