@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from model_files_bfm import LAST, small_face, write_3ddfa, write_bfm09
+from model_files_bfm import LAST, NUMBERS, small_face, write_3ddfa, write_bfm09
 
 from fitkit.data.w300lp import BfmCodes
 from fitkit.errors import InputError
@@ -112,7 +112,7 @@ def test_standard_deviations_of_expressions_in_a_file_of_their_own(tmp_path):
         ("Model_Shape.mat", {"tri": np.full((3, 4), np.nan)}, "numbers that are not whole"),
         ("Model_Shape.mat", {"tri": np.full((3, 4), 1e6)}, "tri, counted from 0: expected indices in"),
         ("Model_Shape.mat", {"w": None}, "no entry 'w'"),
-        ("Model_Exp.mat", {"w_exp": np.full((22353, 4), np.inf)}, "not all numbers are finite"),
+        ("Model_Exp.mat", {"w_exp": np.full((NUMBERS, 4), np.inf)}, "not all numbers are finite"),
         ("Model_Exp.mat", {"sigma_exp": np.zeros((4, 1))}, "expression_sigma: expected finite"),
     ],
 )  # fmt: skip

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from model_files_bfm import LAST, NAMED, small_face, write_bfm17
+from model_files_bfm import LAST, NAMED, NUMBERS, small_face, write_bfm17
 
 from fitkit.errors import InputError
 from fitkit.geometry.color import linear_from_srgb
@@ -160,12 +160,15 @@ def named(place):
         ({"color__model__pcaBasis": None}, "expected color/model/pcaBasis with color/model/mean"),
         ({"shape__model__pcaVariance": np.full(6, -1.0)}, "expected numbers of 0 or more, got -1"),
         ({"shape__model__pcaVariance": np.ones(5)}, r"pcaVariance: expected shape \[6\], got \[5\]"),
-        ({"expression__model__mean": np.zeros(30)}, r"expression/model/mean: expected shape \[22353\]"),
+        ({"expression__model__mean": np.zeros(30)}, rf"expression/model/mean: expected shape \[{NUMBERS}\]"),
         ({"shape__representer__cells": np.ones((4, 3), int)}, r"cells: expected shape \[3, 'F'\]"),
         ({"shape__representer__cells": np.full((3, 4), 9e9)}, "cells: expected whole numbers"),
-        ({"shape__representer__cells": np.full((3, 4), 10**6)}, f"triangles: expected .*indices in 0..{LAST}"),
-        ({"shape__model__mean": np.full(22353, np.nan)}, "shape/model/mean holds values that are not finite"),
-        ({"color__model__mean": np.full(22353, 128.0)}, "colours: expected a mean of 0 to 1, got 128 to 128"),
+        (
+            {"shape__representer__cells": np.full((3, 4), 10**6)},
+            f"triangles: expected .*indices in 0..{LAST}",
+        ),
+        ({"shape__model__mean": np.full(NUMBERS, np.nan)}, "shape/model/mean holds values that are not fin"),
+        ({"color__model__mean": np.full(NUMBERS, 128.0)}, "expected a mean of 0 to 1, got 128 to 128"),
         ({"metadata__landmarks__json": np.array([b"{"])}, "expected a list of landmarks with id"),
         ({"metadata__landmarks__json": named("[0, 0, 900]")}, "center.nose.tip is .* mm from all vertices"),
         ({"metadata__landmarks__json": named("[NaN, 0, 9]")}, "not all numbers are finite"),
@@ -197,16 +200,16 @@ def test_what_is_declared_is_not_made(path):
 
 def test_other_files_are_not_read(path, tmp_path):
     secret = tmp_path / "secret"
-    secret.write_bytes(b"\1" * 4 * 22353)
+    secret.write_bytes(b"\1" * 4 * NUMBERS)
     with h5py.File(tmp_path / "other.h5", "w") as file:
-        file["mean"] = np.zeros(22353)
+        file["mean"] = np.zeros(NUMBERS)
 
     def outside(file):
-        file.create_dataset("shape/model/mean", (22353,), "f4", external=[(str(secret), 0, 4 * 22353)])
+        file.create_dataset("shape/model/mean", (NUMBERS,), "f4", external=[(str(secret), 0, 4 * NUMBERS)])
 
     def virtual(file):
-        layout = h5py.VirtualLayout((22353,), "f4")
-        layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "mean", (22353,))
+        layout = h5py.VirtualLayout((NUMBERS,), "f4")
+        layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "mean", (NUMBERS,))
         file.create_virtual_dataset("shape/model/mean", layout)
 
     def external(file):
