@@ -34,6 +34,8 @@ NAMED = {  # landmarks of the files of 2017 and 2019 by their names; more than t
     "right.eyebrow.inner_upper": 21,
 }
 
+LAST = fitkit.load_model("generic").num_vertices - 1  # vertex of these heads
+NUMBERS = 3 * (LAST + 1)  # of their coordinates
 EXPRESSIONS = ("jawOpen", "mouthPucker", "mouthSmile_L", "browInnerUp_L")  # that landmarks show
 
 

@@ -76,6 +76,8 @@ def paint(figures, mean, layout, region, names, iris, groove, skin) -> np.ndarra
     # Lid margins and nostrils.
     margin = distance_to_curve(folded, mean[np.r_[skin.lid, skin.lid[:1]]])
     mix((0.33, 0.14, 0.11), 0.7 * np.exp(-0.5 * (margin / 0.9) ** 2) * (region == index["face"]))
+    near = np.exp(-((np.linalg.norm(folded - at(42), axis=1) / 3.5) ** 2))
+    mix((0.47, 0.20, 0.17), 0.9 * smooth_step(1.6 * near) * inside(skin.layout[skin.lid], flat))  # caruncles
     deep = figures.layout[figures.rows("nostril_deep")[0]]
     mix((0.05, 0.018, 0.014), 0.95 * smooth_step((0.95 - np.linalg.norm(flat - deep, axis=1)) / 0.75))
 

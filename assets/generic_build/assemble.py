@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.spatial import cKDTree
 
-from . import parts
+from . import lips, parts
 from .appearance import paint
 from .ear import ear
 from .figures import Figures, LayoutSpline
+from .fine_skin import FineSkin, refine
 from .kernel import identity_basis, matrix_roots, mirror_correlation
+from .lids import Lids
 from .mouth import LOWER, UPPER, teeth, tongue
 from .skin_mesh import SkinMesh, build_skin
 
@@ -29,6 +31,7 @@ FEATURE_WEIGHT = 12.0
 # How what is left of a loop's motion is spread on a part: standard deviation along the loop, reach into it.
 LOOP_MM, FADE_MM = 4.0, 9.0
 AROUND_MOUTH_MM = 45.0  # skin so near to the middle of the lips says how wide the rows of teeth are
+SMALLER_BALL = 0.35  # mm, by which the drawn eyeball is smaller than the measured one
 GAZE_DEGREES = {"Up": 25.0, "Down": 28.0, "In": 32.0, "Out": 32.0}
 
 
@@ -126,22 +129,31 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
     """All numeric arrays of the model file, in full precision."""
     surface = [i for i, n in enumerate(figures.names) if not n.startswith(("nostril_inner", "nostril_deep"))]
     spline = LayoutSpline(figures.layout[surface])
-    skin = build_skin(figures, spline, surface)
+    coarse = build_skin(figures, spline, surface)
+    skin = refine(coarse, lambda u: spline.matrix(u) @ figures.position[surface])
     to_skin = spline.matrix(skin.layout)
-    mean_skin = to_skin @ figures.position[surface]
+    smooth_skin = smooth_mean(figures, skin, to_skin @ figures.position[surface])
+    smooth_coarse = smooth_mean(figures, coarse, spline.matrix(coarse.layout) @ figures.position[surface])
+    corners = figures.position[[figures.ibug(42), figures.ibug(45)]]
+    lids = Lids(skin, smooth_skin, figures.eye_centre, figures.eye_radius - SMALLER_BALL, corners)
+    mean_skin = smooth_skin.copy()
+    for rows, flip in ((lids.rows, 1.0), (skin.mirror[lids.rows], FLIP)):
+        mean_skin[rows] += lids.detail * flip
+    mean_skin[skin.mouth] += lips.detail(skin, smooth_skin)
     mean_skin = symmetrize(mean_skin, skin.mirror)
-    mean_skin = flatten_neck(mean_skin, skin, figures.neck_end)
 
     head = Head(
-        [mean_skin], [skin.layout], [skin.triangles], [skin_regions(mean_skin)], [np.arange(len(mean_skin))],
-        [np.ones(len(mean_skin))], [skin.mirror], len(mean_skin),
+        [mean_skin], [skin.layout], [skin.triangles], [skin_regions(smooth_skin)],
+        [np.arange(len(mean_skin))], [np.ones(len(mean_skin))], [skin.mirror], len(mean_skin),
     )  # fmt: skip
     lid_layout, lip_layout = skin.layout[skin.lid], skin.layout[skin.lip]
     drawn = ear(skin.ear, mean_skin[skin.ear], skin.layout[skin.ear])
     ear_rows = add_part(head, skin, drawn, "ears", True)
     # Loops of skin that parts follow as a whole: the ear's seam -> its vertices.
     ears = list(zip((skin.ear, skin.mirror[skin.ear]), ear_rows))
-    rim = parts.lid_rim(skin.lid, mean_skin[skin.lid], lid_layout, figures.eye_centre, figures.eye_radius)
+    rim = parts.lid_rim(
+        skin.lid, mean_skin[skin.lid], lid_layout, figures.eye_centre, figures.eye_radius, corners[0]
+    )
     add_part(head, skin, rim, "face", True)
     rows, inner = figures.rows("nostril_inner_"), figures.rows("nostril_deep")[0]
     tunnel = parts.nostril(
@@ -160,7 +172,10 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
     # Eyeballs, teeth and tongue have maps of their own.
     uv_extra, iris = [], np.full(sheet, np.inf)
     ball, faces, disc, relative = parts.eyeball(
-        figures.eye_centre, figures.eye_radius - 0.35, figures.iris_radius, np.array([0.03, 0.01, 1.0])
+        figures.eye_centre,
+        figures.eye_radius - SMALLER_BALL,
+        figures.iris_radius,
+        np.array([0.03, 0.01, 1.0]),
     )
     n = len(ball)
     for side, flip in (("left", 1.0), ("right", -1.0)):
@@ -180,13 +195,13 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
         corner = np.array([0.07 if flip < 0 else 0.93, 0.07])
         uv_extra.append(corner + disc * [flip, 1] * 0.065 / np.abs(disc).max())
         iris = np.r_[iris, relative]
-    lip = mean_skin[skin.lip]
-    lips = 0.5 * (lip[0, 1] + lip[len(lip) // 2, 1]), float(lip[0, 2])
+    lip = smooth_skin[skin.lip]
+    mouth = 0.5 * (lip[0, 1] + lip[len(lip) // 2, 1]), float(lip[0, 2])
     groove = np.zeros(head.count)
     for name, drawn, corner, size in (
-        ("teeth_upper", teeth(UPPER, lips), (0.01, 0.93), (0.12, 0.06)),
-        ("teeth_lower", teeth(LOWER, lips), (0.87, 0.93), (0.12, 0.06)),
-        ("tongue", tongue(lips), (0.01, 0.83), (0.09, 0.09)),
+        ("teeth_upper", teeth(UPPER, mouth), (0.01, 0.93), (0.12, 0.06)),
+        ("teeth_lower", teeth(LOWER, mouth), (0.87, 0.93), (0.12, 0.06)),
+        ("tongue", tongue(mouth), (0.01, 0.83), (0.09, 0.09)),
     ):
         m = len(drawn.vertices)
         first = head.count
@@ -203,7 +218,7 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
     region = np.concatenate(head.region)
     mirror = np.concatenate(head.mirror)
 
-    identity = build_identity(figures, skin, mean_skin, symmetric, antisymmetric)
+    identity = build_identity(figures, coarse, smooth_coarse, skin, smooth_skin, symmetric, antisymmetric)
     identity = extend(identity, source, amount_identity(amount, region))
     for side, loop in (("left", skin.lid), ("right", skin.mirror[skin.lid])):
         rows = head.rigid[f"eye_{side}"]
@@ -224,7 +239,9 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
     for name, displacement in figures.expressions.items():
         names.append(name)
         shapes.append(
-            build_expression(name, displacement, surface, figures, skin, to_skin, mean, source, amount, head)
+            build_expression(
+                name, displacement, surface, figures, skin, lids, to_skin, mean, source, amount, head
+            )
         )
     expression = np.stack(shapes)
     for loop, rows in ears:
@@ -327,6 +344,11 @@ def symmetrize(points: np.ndarray, mirror: np.ndarray) -> np.ndarray:
     return 0.5 * (points + points[mirror] * FLIP)
 
 
+def smooth_mean(figures: Figures, skin: SkinMesh, points: np.ndarray) -> np.ndarray:
+    """Mean positions [V, 3] of a sheet from the interpolated ones: symmetric, with a flat end of the neck."""
+    return flatten_neck(symmetrize(points, skin.mirror), skin, figures.neck_end)
+
+
 def flatten_neck(points: np.ndarray, skin: SkinMesh, plane: np.ndarray) -> np.ndarray:
     """Move the end of the neck exactly onto its plane."""
     loop = np.r_[skin.neck, skin.mirror[skin.neck]]
@@ -347,48 +369,63 @@ def extend(skin_field: np.ndarray, source: np.ndarray, amount: np.ndarray) -> np
 
 
 def build_identity(
-    figures: Figures, skin: SkinMesh, mean_skin, symmetric: int, antisymmetric: int
+    figures: Figures,
+    coarse: SkinMesh,
+    coarse_mean,
+    skin: FineSkin,
+    mean_skin,
+    symmetric: int,
+    antisymmetric: int,
 ) -> np.ndarray:
-    """Identity modes on all skin vertices, [K, V, 3]."""
-    half = np.flatnonzero(skin.layout[:, 0] >= -1e-9)
+    """Identity modes on all skin vertices, [K, V, 3].
+
+    They are the eigenfunctions on the coarse sheet, evaluated at all vertices: rows of vertices may be added
+    without turning the modes.
+    """
+    half = np.flatnonzero(coarse.layout[:, 0] >= -1e-9)
+    extra = np.flatnonzero((skin.layout[:, 0] >= -1e-9) & (skin.coarse < 0))
+    layout = np.concatenate([coarse.layout[half], skin.layout[extra]])
+    rest = np.concatenate([coarse_mean[half], mean_skin[extra]])
     near = AmplitudeField(figures)
-    root, faded = near(skin.layout[half], mean_skin[half])
-    rest = mean_skin[half]
+    root, faded = near(layout, rest)
     calm = np.clip((15 - rest[:, 2]) / 50, 0, 1) + np.clip((-78 - rest[:, 1] - 0.2 * rest[:, 2]) / 40, 0, 1)
     calm += np.clip((rest[:, 1] - 100) / 40, 0, 1)
     calm = (1 - 0.75 * np.clip(calm, 0, 1))[:, None, None]
     middle = np.abs(rest[:, 0]) < 1e-6
-    a, b, c = (mean_skin[skin.triangles[:, k]] for k in range(3))
+    a, b, c = (coarse_mean[coarse.triangles[:, k]] for k in range(3))
     # Skull and neck vary smoothly: the local part fades out there.
     area = np.bincount(
-        skin.triangles.ravel(),
+        coarse.triangles.ravel(),
         np.repeat(np.linalg.norm(np.cross(b - a, c - a), axis=1) / 6, 3),
-        len(mean_skin),
+        len(coarse_mean),
     )[half]
-    front = skin_regions(mean_skin[half]) == REGIONS.index("face")
+    front = skin_regions(coarse_mean[half]) == REGIONS.index("face")
     # Eyes, nose and mouth identify a person more than their area says.
     feature = [
         i for i, n in enumerate(figures.names) if n.startswith("ibug_") and 27 <= int(n.split("_")[1]) <= 67
     ]
-    gap, _ = cKDTree(figures.position[feature]).query(rest)
+    gap, _ = cKDTree(figures.position[feature]).query(coarse_mean[half])
     importance = area * np.where(front, 1.0 + FEATURE_WEIGHT * np.exp(-0.5 * (gap / 12.0) ** 2), 0.08)
     basis = identity_basis(
         figures.kernel,
         rest,
-        skin.layout[half],
+        layout,
         root * calm,
         faded * calm,
-        importance,
+        np.r_[importance, np.zeros(len(extra))],
         symmetric,
         antisymmetric,
-        lip_pairs(skin, half),
+        lip_pairs(coarse, half),
     )
     out = np.empty((len(basis), len(mean_skin), 3))
+    known = np.flatnonzero((skin.layout[:, 0] >= -1e-9) & (skin.coarse >= 0))
     basis[:symmetric, middle, 0] = 0.0
     basis[symmetric:, middle, 1:] = 0.0
     sign = np.where(np.arange(len(basis)) < symmetric, 1.0, -1.0)[:, None, None]
-    out[:, skin.mirror[half]] = basis * FLIP * sign
-    out[:, half] = basis
+    rows = np.r_[np.searchsorted(half, skin.coarse[known]), len(half) + np.arange(len(extra))]
+    own = np.r_[known, extra]
+    out[:, skin.mirror[own]] = basis[:, rows] * FLIP * sign
+    out[:, own] = basis[:, rows]
     return out
 
 
@@ -425,15 +462,18 @@ class AmplitudeField:
 
 
 def build_expression(
-    name, displacement, surface, figures: Figures, skin, to_skin, mean, source, amount, head
+    name, displacement, surface, figures: Figures, skin, lids: Lids, to_skin, mean, source, amount, head
 ):
     """Displacement [V, 3] of one named shape."""
     field = to_skin @ displacement[surface]
+    rest = mean[: len(field)]
     for sign in (1.0, -1.0):
         centre = figures.eye_centre * [sign, 1, 1]
-        field = keep_off_eyeball(mean[: len(field)], field, centre, figures.eye_radius + 0.35)
-    if name.startswith("eyeBlink"):
-        field = close_lids(field, mean, skin, name[-1], figures)
+        field = keep_off_eyeball(rest, field, centre, figures.eye_radius + 0.35)
+    if name.startswith("eye"):
+        other = name.endswith("_R")
+        turn = lambda f: f[skin.mirror] * FLIP if other else f
+        field = turn(lids.field(name, turn(to_skin @ displacement[surface]), rest))
     out = extend(field[None], source, amount)[0]
     if name.startswith("jaw"):
         chin = ("ibug_8", "ibug_9", "ibug_10", "ibug_9_right", "ibug_10_right")
@@ -491,39 +531,6 @@ def keep_off_eyeball(mean, field, centre, radius) -> np.ndarray:
     out = field.copy()
     out[deep] = (moved[deep] / distance[deep, None] * limit[deep, None]) + centre - mean[deep]
     return out
-
-
-def close_lids(field, mean, skin: SkinMesh, side: str, figures: Figures) -> np.ndarray:
-    """Make the upper lid margin meet the lower one; the correction fades out within a few millimetres."""
-    loop = skin.lid if side == "L" else skin.mirror[skin.lid]
-    sign = 1.0 if side == "L" else -1.0
-    centre = figures.eye_centre * [sign, 1, 1]
-    rest = mean[: len(field)]
-    corner = [int(np.argmin(rest[loop] @ [sign, 0, 0])), int(np.argmax(rest[loop] @ [sign, 0, 0]))]
-    n = len(loop)
-    forward = np.arange(corner[0], corner[0] + (corner[1] - corner[0]) % n + 1) % n
-    backward = np.arange(corner[0], corner[0] - (corner[0] - corner[1]) % n - 1, -1) % n
-    upper, lower = sorted((forward, backward), key=lambda ring: -rest[loop[ring], 1].mean())
-    moved = rest + field
-    share = lambda ring: np.linspace(0, 1, len(ring))
-
-    def pick(ring, t):
-        return np.stack([np.interp(t, share(ring), moved[loop[ring], k]) for k in range(3)], axis=1)
-
-    shift = np.zeros((n, 3))
-    for ring in (upper, lower):
-        # The upper lid comes down nearly all the way.
-        line = 0.15 * pick(upper, share(ring)) + 0.85 * pick(lower, share(ring))
-        line = line - centre
-        line *= ((figures.eye_radius + 0.4) / np.linalg.norm(line, axis=1))[:, None]
-        shift[ring] = line + centre - moved[loop[ring]]
-    distance, nearest = cKDTree(rest[loop]).query(rest)
-    # Neighbours take the mean correction of the margin near them, less with distance.
-    weight = np.exp(-0.5 * ((rest[:, None] - rest[loop][None]) ** 2).sum(-1) / 2.5**2)
-    blend = weight @ shift / np.maximum(weight.sum(1), 1e-12)[:, None]
-    out = field + blend * np.exp(-0.5 * (distance / 4.0) ** 2)[:, None]
-    out[loop] = field[loop] + shift
-    return keep_off_eyeball(rest, out, centre, figures.eye_radius + 0.35)
 
 
 def sheet_uv(layout: np.ndarray) -> np.ndarray:

@@ -131,7 +131,7 @@ def identity_basis(
         points: [V, 3] left half and midline, mm.  layout: [V, 2].
         root: [V, 3, 3] amplitude of the local part: root of its covariance.
         root_symmetric: [V, 3, 3] the same for the symmetric part, see `own_variance`.
-        importance: [V] positive.
+        importance: [V]; a point of importance 0 has no part in the modes, which are evaluated there, too.
         contact: rows of the upper lip, and of the lower lip where it touches them (`touching`).
     Returns:
         [K, V, 3] on the left half: first the symmetric, then the antisymmetric modes, each by falling
@@ -156,9 +156,8 @@ def identity_basis(
         value, vector = np.linalg.eigh(factor.T @ (weight * factor))
         order = np.argsort(value)[::-1][:count]
         basis = (factor @ vector[:, order]).T.reshape(count, -1, 3)
-        basis *= np.sign(
-            basis.reshape(count, -1)[np.arange(count), np.abs(basis.reshape(count, -1)).argmax(1)]
-        )[:, None, None]
+        counted = basis[:, importance > 0].reshape(count, -1)
+        basis *= np.sign(counted[np.arange(count), np.abs(counted).argmax(1)])[:, None, None]
         out.append(basis)
     return np.concatenate(out)
 

@@ -14,6 +14,8 @@ from scipy.spatial import Delaunay, cKDTree
 
 from .figures import Figures, LayoutSpline
 
+LIP_SHARES = (0.3, 0.65, 1.0)  # of the way from the inner contour of the lips to their border
+
 
 @dataclass(frozen=True)
 class SkinMesh:
@@ -27,6 +29,9 @@ class SkinMesh:
     ear: np.ndarray  # left ear base, closed loop
     nostril: np.ndarray  # left nostril rim, closed loop
     neck: np.ndarray  # neck end, left half, front to back
+    eye: np.ndarray  # [R, N] loops round the left eye, from the lid margin outwards; a column is a spoke
+    mouth: np.ndarray  # [Q, M] loops round the mouth, from the inner lip contour outwards
+    border: int  # which of the loops round the mouth is the border of the red of the lips
 
 
 def closed_curve(points: np.ndarray, count: int) -> np.ndarray:
@@ -145,7 +150,7 @@ def build_skin(figures: Figures, spline: LayoutSpline, surface: list[int], seed:
     border = snap(border, figures.layout[[figures.ibug(k) for k in range(51, 58)]])
     border[37:] = border[35:0:-1] * [-1, 1]
     lip_rings, ring = [], border
-    for share in (0.3, 0.65, 1.0):
+    for share in LIP_SHARES:
         lip_rings.append(lip_full * (1 - share) + border * share)
     for step in (1.3, 1.8, 2.2):
         ring = ring_outwards(ring, step / mm(ring))
@@ -213,9 +218,13 @@ def build_skin(figures: Figures, spline: LayoutSpline, surface: list[int], seed:
     triangles = np.concatenate([faces, mirror[faces][:, [0, 2, 1]]])
     start = np.cumsum([0] + [len(f) for f in fixed])
     at = lambda k: first[start[k] : start[k + 1]]
-    lip_rows_half = at(1)
-    lip_loop = np.concatenate([lip_rows_half, mirror[lip_rows_half[-2:0:-1]]])
-    return SkinMesh(full, triangles, mirror, lid=at(0), lip=lip_loop, ear=at(2), nostril=at(4), neck=at(3))
+    whole_loop = lambda half: np.concatenate([half, mirror[half[-2:0:-1]]])
+    eye = np.stack([at(0)] + [at(5 + k) for k in range(len(eye_rings))])
+    mouth = np.stack([whole_loop(at(k)) for k in [1, *(5 + len(eye_rings) + np.arange(len(lip_rings)))]])
+    return SkinMesh(
+        full, triangles, mirror, lid=at(0), lip=mouth[0], ear=at(2), nostril=at(4), neck=at(3), eye=eye,
+        mouth=mouth, border=1 + LIP_SHARES.index(1.0),
+    )  # fmt: skip
 
 
 def snap(curve: np.ndarray, sites: np.ndarray) -> np.ndarray:

@@ -454,9 +454,11 @@ def test_pairs_of_one_expression_and_of_enlarged_photos_count_less():
 
 def test_enlarged_photos_are_not_sharp(triplet):
     _, _, obs = triplet  # 224 px
-    flow = lambda size, scale: FlowImages.of(
-        replace(obs, scale=torch.tensor([scale, 0.5, 4.0])), FlowOptions(size=size)
-    )
+
+    def flow(size, scale):
+        scales = torch.tensor([scale, 0.5, 4.0])
+        return FlowImages.of(replace(obs, scale=scales), FlowOptions(size=size))
+
     # A photo pixel is `scale` crop pixels, and a crop pixel size / 224 of the flow's.
     torch.testing.assert_close(flow(224, 1.0).sharp, torch.tensor([1.0, 1.0, 1 / 16]))
     torch.testing.assert_close(flow(448, 2.0).sharp, torch.tensor([1 / 16, 1.0, 1 / 64]))
