@@ -130,7 +130,7 @@ class FlowCorrespondence:
             return found
         m = found.matches
         trust = torch.where(m.valid, m.weight, torch.zeros_like(m.weight))
-        count = self._patches(m) * m.share * ((m.matched - CHANCE) / (SURE - CHANCE)).clamp(0, 1)
+        count = found._patches() * m.share * ((m.matched - CHANCE) / (SURE - CHANCE)).clamp(0, 1)
         sigma = pair_noise(found, state).clamp_min(LEAST_NOISE * self.sigma_px)
         count = count * (self.sigma_px / sigma) ** 2
         return replace(
@@ -138,10 +138,11 @@ class FlowCorrespondence:
             matches=replace(m, sigma=sigma, weight=trust * (count / trust.sum(1).clamp_min(1e-9))[:, None]),
         )
 
-    def _patches(self, m: Matches) -> Tensor:
+    def _patches(self) -> Tensor:
         """[G]: independent measurements of pairs with matches all over the face. Flow errs alike over some
         pixels: of a photo that is enlarged for it, fewer are independent."""
-        sharp, o = torch.ones_like(m.share) if m.sharp is None else m.sharp, self.options
+        m, o = self.matches, self.options
+        sharp = torch.ones_like(m.share) if m.sharp is None else m.sharp
         if self.owner is None or o.shared_patches == 0:
             return o.patches * sharp
         owner = self.owner.to(m.view_a)
