@@ -19,7 +19,7 @@ from .skin_mesh import inside, relax, throw_darts
 # The ear's plane, in mm of the head frame: (u, v, w) = (backwards, up along the ear, out of the plane), with
 # the entry of the canal at the origin.
 ORIGIN = np.array([75.3, 11.0, 13.9])
-PROTRUSION = 21.0  # degrees between the plane and the median plane, about the upright axis
+PROTRUSION = 25.0  # degrees between the plane and the median plane, about the upright axis
 LEAN = 5.0  # degrees by which the upper end stands out
 RAKE = 12.0  # degrees by which the upper end lies back
 

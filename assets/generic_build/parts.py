@@ -139,7 +139,7 @@ def nostril(
 # meet: depth in the middle of the upper and of the lower half, depth at the sides, half width, height
 # above and below.
 BAG = (
-    (-4.2, -8.0, -18.0, 23.0, 13.0, 7.0),
+    (-4.2, -8.8, -18.0, 23.0, 13.0, 6.6),
     (-12.0, -20.0, -32.0, 26.0, 20.0, 16.0),
     (-34.0, -34.0, -38.0, 31.0, 21.0, 22.0),
     (-56.0, -56.0, -56.0, 24.0, 13.0, 19.0),

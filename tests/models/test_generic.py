@@ -219,13 +219,13 @@ def test_ears_have_the_relief_of_ears(model, seed):
     before, after = peaks[peaks < bowl], peaks[peaks > bowl]
     tragus, antihelix, helix = before[-1], after[0], after[1]
     assert 3 < across[bowl] - across[tragus] < 15 and line[tragus] - line[bowl] > 4
-    assert line[antihelix] - line[bowl] > 10 and 8 < across[antihelix] < 22
+    assert line[antihelix] - line[bowl] > 10 and 5 < across[antihelix] < 18
     assert 3 < across[helix] - across[antihelix] < 12
     assert min(line[antihelix], line[helix]) - line[antihelix:helix].min() > 0.5
     assert line[helix] - line[helix:].min() > 7, "the rim stands off the head"
-    if seed is None:  # out of the head by 20 to 25 degrees, and as wide as an ear is
+    if seed is None:  # turned out of the head, and as wide from tragus to helix as an ear is
         aside, back = line[helix] - line[tragus], across[helix] - across[tragus]
-        assert 14 < np.degrees(np.arctan2(aside, back)) < 28 and 24 < back < 34
+        assert 17 < np.degrees(np.arctan2(aside, back)) < 25 and 23 < back < 30
         assert 57 < np.ptp(rest[left, 1]) < 67
     # As long as ears are, between brow and nose base.
     brow, nose = (landmarks(model, vertices)[k, 1] for k in (24, 33))
