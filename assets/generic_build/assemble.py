@@ -467,13 +467,14 @@ def build_expression(
     """Displacement [V, 3] of one named shape."""
     field = to_skin @ displacement[surface]
     rest = mean[: len(field)]
-    for sign in (1.0, -1.0):
-        centre = figures.eye_centre * [sign, 1, 1]
-        field = keep_off_eyeball(rest, field, centre, figures.eye_radius + 0.35)
-    if name.startswith("eye"):
+    if not name.startswith("eye"):
+        for sign in (1.0, -1.0):
+            centre = figures.eye_centre * [sign, 1, 1]
+            field = keep_off_eyeball(rest, field, centre, figures.eye_radius + 0.35)
+    else:
         other = name.endswith("_R")
         turn = lambda f: f[skin.mirror] * FLIP if other else f
-        field = turn(lids.field(name, turn(to_skin @ displacement[surface]), rest))
+        field = turn(lids.field(name, turn(field), rest))
     out = extend(field[None], source, amount)[0]
     if name.startswith("jaw"):
         chin = ("ibug_8", "ibug_9", "ibug_10", "ibug_9_right", "ibug_10_right")

@@ -184,7 +184,6 @@ ROLL = ((1.5, 3.0), (0.35, 2.3), (0.0, 1.0))
 RIM = ((0.8, 0.1), (2.0, 0.4), (3.3, 0.75), (4.8, 1.0))
 CENTRE = (8.0, 2.0)  # u, v in mm of the point that edge and seam run round
 ACROSS = 3.0  # weight of edges between rings against those within the face, in the texture map
-ROUND, SPACING = 56, 2.25  # points of the edge; mm between those of the face
 
 
 def frame() -> np.ndarray:
@@ -403,12 +402,18 @@ def zipper(outer: np.ndarray, inner: np.ndarray, p: np.ndarray, q: np.ndarray) -
     return np.array(faces)
 
 
+def neighbours(triangles: np.ndarray, ring: np.ndarray):
+    """Sparse symmetric [N, N]: ACROSS where an edge leads to another ring, 1 where it stays in one."""
+    edges = np.unique(np.sort(triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), 1), axis=0)
+    weight = np.where(ring[edges[:, 0]] != ring[edges[:, 1]], ACROSS, 1.0)
+    graph = coo_array((weight, tuple(edges.T)), shape=(len(ring),) * 2).tocsr()
+    return graph + graph.T
+
+
 def softened(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """Points [N, 3] half way to the middle of their neighbours: evens out what is finer than the
     triangles."""
-    edges = np.unique(np.sort(triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), 1), axis=0)
-    graph = coo_array((np.ones(len(edges)), tuple(edges.T)), shape=(len(points),) * 2).tocsr()
-    graph = graph + graph.T
+    graph = neighbours(triangles, np.zeros(len(points)))
     return 0.5 * points + 0.5 * (graph @ points) / graph.sum(1)[:, None]
 
 
@@ -421,10 +426,6 @@ def spread(border: np.ndarray, triangles: np.ndarray, ring: np.ndarray) -> np.nd
     Source:
         Tutte, "How to draw a graph", 1963; Floater, "Mesh parameterization with positive weights", 1997.
     """
-    n, count = len(border), len(ring)
-    edges = np.unique(np.sort(triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), 1), axis=0)
-    weight = np.where(ring[edges[:, 0]] != ring[edges[:, 1]], ACROSS, 1.0)
-    graph = coo_array((weight, tuple(edges.T)), shape=(count, count)).tocsr()
-    graph = graph + graph.T
+    n, graph = len(border), neighbours(triangles, ring)
     system = diags_array(graph.sum(1)) - graph
     return spsolve(system[n:, n:].tocsc(), graph[n:, :n] @ border)

@@ -14,6 +14,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial import cKDTree
 
+from .appearance import smooth_step
 from .fine_skin import CREASE, EYE_REACH, FineSkin
 
 EDGE = {"upper": 0.8, "lower": 1.15}  # mm, radius of the outer edge of a lid
@@ -28,11 +29,6 @@ TAUT = 0.9  # share of its height over the ball that skin at the inner corner ke
 FADE = (7.0, 11.5)  # mm from the margin: from here to there what was measured takes over
 MEET = 0.10  # where the lids meet, from the lower (0) to the upper (1) margin
 CORNEA = (0.45, 29.6)  # mm, degrees: bulge of the ball and where it ends
-
-
-def smooth_step(x: np.ndarray) -> np.ndarray:
-    x = np.clip(x, 0, 1)
-    return x * x * (3 - 2 * x)
 
 
 def smooth_max(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:

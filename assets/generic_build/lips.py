@@ -10,7 +10,7 @@ from .fine_skin import RED_ROWS, WHITE_ROWS, FineSkin
 
 TUBERCLE = (-0.65, 4.0)  # mm down at the midline, width; the lower lip gives way
 PILLOWS = (0.4, 10.0, 4.0)  # mm up on both sides, at mm from the midline, width
-LINE = (0.15, 0.30)  # share of the red where the bow is largest, width; the landmarks on the line stay
+LINE = (0.15, 0.30)  # share of the red where the bow is largest, width
 RIDGE = {0: 0.08, 1: 0.24, 2: 0.12, -1: -0.10, -2: -0.07}  # mm outwards, rows from the border of the red
 EVEN = (2.5, 9.0)  # columns, mm from the midline: the hollow below the lower lip
 

@@ -51,10 +51,8 @@ class FlowOptions:
     normalize: Annotated[float, Range(0.0, 100.0)] = 3.0
     # Independent measurements that a pair of sharp photos with matches all over the face is worth; the
     # deviation of its matches is measured, see `pair_noise`; 0: `sigma_px` and the term's weight say what
-    # matches are worth. shared_patches: of a pair that shows one expression, whose matches agree so well that
-    # what is wrong with them is wrong all over; 0: as many.
+    # matches are worth.
     patches: NonNegative = 0.0
-    shared_patches: NonNegative = 0.0
     min_correlation: Cosine = 0.6  # of the patches around both ends of a match
     min_cosine: Cosine = 0.25  # of the viewing angle
     depth_tolerance_mm: NonNegative = 3.5  # how far behind the nearest surface a point still counts as seen
@@ -107,7 +105,8 @@ class FlowCorrespondence:
     sigma_px: float  # of the crop
     photos: FlowImages
     matches: Matches | None = None
-    owner: Tensor | None = None  # [B] int64: views with the same one share an expression; None: none do
+    alike: Tensor | None = None  # [B] int64: views with the same one show one expression; None: none do
+    shared_patches: float = 0.0  # in the place of `patches` for pairs that do; 0: as many
 
     name = "flow_corr"
 
@@ -141,13 +140,13 @@ class FlowCorrespondence:
     def _patches(self) -> Tensor:
         """[G]: independent measurements of pairs with matches all over the face. Flow errs alike over some
         pixels: of a photo that is enlarged for it, fewer are independent."""
-        m, o = self.matches, self.options
+        m, patches = self.matches, self.options.patches
         sharp = torch.ones_like(m.share) if m.sharp is None else m.sharp
-        if self.owner is None or o.shared_patches == 0:
-            return o.patches * sharp
-        owner = self.owner.to(m.view_a)
-        shared = owner[m.view_a] == owner[m.view_b]
-        return torch.where(shared, o.shared_patches, o.patches).to(sharp) * sharp
+        if self.alike is None or self.shared_patches == 0:
+            return patches * sharp
+        alike = self.alike.to(m.view_a)
+        shared = alike[m.view_a] == alike[m.view_b]
+        return torch.where(shared, self.shared_patches, patches).to(sharp) * sharp
 
     @cached_property
     def _corners(self) -> tuple[Points, Tensor]:
@@ -514,6 +513,21 @@ class FlowTerm(EstimatorOptions):
 
 
 @dataclass(frozen=True)
+class MatchesTerm(FlowTerm):
+    # `patches` of a pair that shows one expression, or may: its matches agree so well that what is wrong with
+    # them is wrong all over; 0: as many as of others.
+    shared_patches: NonNegative = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.shared_patches > 0 and self.options.patches == 0:
+            raise InputError(
+                f"flow_corr: shared_patches {self.shared_patches:g}: expected options.patches above 0 beside "
+                "it, for pairs that show two expressions"
+            )
+
+
+@dataclass(frozen=True)
 class FlowTraining(FlowTerm):
     """A training has no `flow` of its own."""
 
@@ -532,15 +546,20 @@ def make_matcher(context: Context, o: FlowTerm) -> FlowCorrespondence:
         ask_flow(context.networks, o),
         options.sigma_px * observations.pixel_unit,
         FlowImages.of(observations, options),
-        owner=context.expression_owner,
     )
+
+
+def _make_correspondence(context: Context, o: FlowTerm) -> FlowCorrespondence:
+    alike = context.expression_owner if context.expression_alike is None else context.expression_alike
+    shared = o.shared_patches if isinstance(o, MatchesTerm) else 0.0
+    return replace(make_matcher(context, o), alike=alike, shared_patches=shared)
 
 
 SPECS = (
     EnergySpec(
         name="flow_corr",
         cls=FlowCorrespondence,
-        make=make_matcher,
+        make=_make_correspondence,
         role="flow",
         doc=EnergyDoc(
             formula="Pr_b(Pr_a^-1(a)) - b",
@@ -550,7 +569,7 @@ SPECS = (
             gradient="exact for fixed matches, which each freeze finds anew",
             id="E5",
         ),
-        options=FlowTerm,
+        options=MatchesTerm,
         training=FlowTraining,
         cross_view=True,
         one_person=True,

@@ -89,12 +89,13 @@ class ExpressionPrior(DiagonalEnergy):
     Blend-shape weights live in 0..1, so negative ones are only allowed as a small correction; Gaussian
     coefficients have one sigma for both signs. owner: [B] int64, views with the same one (a moment, a person)
     share an expression; None: each view has its own. shared_weight: how often an expression of several views
-    counts for each of them; 0: once for all. group_radius: 0, or in sigmas:
-    `freeze` gives blend shape k of a person the weight 1 / (1 + m_k / group_radius^2), m_k its mean squared
-    residual over the expressions. A shape that they agree on costs little in all of them, one that is hardly
-    used is pressed to zero, so that identity and expression do not share what one of them explains. spread:
-    [K_ex], or None = 1: both sigmas of each coefficient over the common ones, see `shape_spread`; of Gaussian
-    ones their standard deviations.
+    counts for each of them; 0: once for all. alike: [B] int64, views with the same one may show one
+    expression, and each of theirs counts as often, too; None: those of an owner only. group_radius: 0, or in
+    sigmas: `freeze` gives blend shape k of a person the weight 1 / (1 + m_k / group_radius^2), m_k its mean
+    squared residual over the expressions. A shape that they agree on costs little in all of them, one that is
+    hardly used is pressed to zero, so that identity and expression do not share what one of them explains.
+    spread: [K_ex], or None = 1: both sigmas of each coefficient over the common ones, see `shape_spread`; of
+    Gaussian ones their standard deviations.
     Source: the weights of re-weighted least squares for a log penalty on groups; Chartrand and Yin,
     "Iteratively reweighted algorithms for compressive sensing", ICASSP 2008 (p = 0). Differs: the groups are
     one shape in all views.
@@ -106,6 +107,7 @@ class ExpressionPrior(DiagonalEnergy):
     group_radius: float = 0.0
     spread: Tensor | None = None
     shared_weight: float = 0.0
+    alike: Tensor | None = None
     weight: Tensor | None = None  # [B, K_ex] in (0, 1], set by freeze
     name = "expression_prior"
 
@@ -122,12 +124,21 @@ class ExpressionPrior(DiagonalEnergy):
         return replace(self, weight=1 / (1 + mean / self.group_radius**2))
 
     def join(self, parts: Sequence[ExpressionPrior], views: Sequence[int]) -> ExpressionPrior | None:
-        if any((p.sigma, p.sigma_negative) != (self.sigma, self.sigma_negative) for p in parts):
+        def kind(p: ExpressionPrior) -> tuple:
+            return p.sigma, p.sigma_negative, p.shared_weight, p.weight is None
+
+        if any(kind(p) != kind(self) or not _same(p.spread, self.spread) for p in parts):
             return None
-        owners = [torch.arange(n) if p.owner is None else p.owner for p, n in zip(parts, views)]
-        owner = torch.cat([o.cpu() + sum(views) * k for k, o in enumerate(owners)])
+
+        def numbers(own: Sequence[Tensor | None]) -> Tensor:
+            each = [torch.arange(n) if o is None else o.cpu() for o, n in zip(own, views)]
+            return torch.cat([o + sum(views) * k for k, o in enumerate(each)])
+
         weight = None if self.weight is None else torch.cat([p.weight for p in parts])
-        return replace(self, owner=owner, weight=weight)
+        alike = None
+        if any(p.alike is not None for p in parts):
+            alike = numbers([p.owner if p.alike is None else p.alike for p in parts])
+        return replace(self, owner=numbers([p.owner for p in parts]), alike=alike, weight=weight)
 
     def _inverse(self, b: Tensor) -> Tensor:
         inverse = torch.where(
@@ -144,9 +155,9 @@ class ExpressionPrior(DiagonalEnergy):
         value = (b * self._inverse(b))[..., None]
         weight = None if self.weight is None else self.weight[views].to(value)
         if self.shared_weight > 0 and self.owner is not None:
-            number = self.owner.to(views)
-            seen = (number[:, None] == number[views]).sum(0)[:, None]
-            times = torch.where(seen > 1, self.shared_weight * seen, 1.0).to(value)
+            seen = _seen(self.owner, views)
+            alike = seen if self.alike is None else _seen(self.alike, views)
+            times = torch.where(alike > 1, self.shared_weight * seen, 1.0).to(value)
             weight = times.expand(value.shape[:2]) if weight is None else weight * times
         return Residuals(value, _everything(value), weight, state.subject[views])
 
@@ -362,8 +373,8 @@ class GroupedOptions(EnergyOptions):
 class ExpressionPriorTerm(GroupedOptions):
     """A fit takes both sigmas from its `expression`."""
 
-    # How often an expression that several photos share counts for each of them. More than 1: what they show
-    # alike is the person's shape rather than an expression.
+    # How often an expression that several photos share, or may share, counts for each of them. More than 1:
+    # what they show alike is the person's shape rather than an expression.
     shared_weight: Positive = 1.0
 
 
@@ -408,6 +419,16 @@ class SizePriorTerm(EnergyOptions):
     sigma: Positive = 0.01  # of the head's size, log units
 
 
+def _seen(number: Tensor, views: Tensor) -> Tensor:
+    """[n, 1]: how many views have the number that each of `views` has."""
+    number = number.to(views)
+    return (number[:, None] == number[views]).sum(0)[:, None]
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
 def _make_expression_prior(
     context: Context, o: ExpressionPriorTerm | ExpressionPriorTraining
 ) -> ExpressionPrior:
@@ -418,13 +439,13 @@ def _make_expression_prior(
         # Groups are for blend shapes, few of which are on. Gaussian coefficients all count alike, as much as
         # a group at one standard deviation.
         sigma = (1 + 1 / o.group_radius**2) ** 0.5 if o.group_radius > 0 else 1.0
-        return ExpressionPrior(sigma, sigma, owner, spread=meaning.sigma, shared_weight=shared)
+        prior = ExpressionPrior(sigma, sigma, owner, spread=meaning.sigma)
+        return replace(prior, shared_weight=shared, alike=context.expression_alike)
     known = context.expression
     spread = None if known is None else shape_spread(meaning.names)
     sigmas: Any = o if known is None else known
-    return ExpressionPrior(
-        sigmas.sigma, sigmas.sigma_negative, owner, o.group_radius, spread, shared_weight=shared
-    )
+    prior = ExpressionPrior(sigmas.sigma, sigmas.sigma_negative, owner, o.group_radius, spread)
+    return replace(prior, shared_weight=shared, alike=context.expression_alike)
 
 
 def _make_joint_prior(context: Context, o: EnergyOptions) -> JointPrior:

@@ -146,6 +146,8 @@ class Context:
     light: Tensor | None = None  # [B, 9, C], the first estimate of the light
     # [B] int64, views with the same one share an expression; None: each has its own
     expression_owner: Tensor | None = None
+    # [B] int64, views with the same one show one expression, or may, as far as can be told; None: the owner's
+    expression_alike: Tensor | None = None
     joint_owner: Tensor | None = None  # the same of the joints
     # what a fit knows; a training takes it from the options
     landmark_sigma: Tensor | None = None  # [B, 68] px of the crop

@@ -184,6 +184,10 @@ class StageRunner:
         shape = last if moved else at.shape
         return replace(at, terms=terms, last=last, shape=shape, stages=(*at.stages, report))
 
+    def _untold(self, at: Solution) -> bool:
+        """Whether there are too few photos to tell if they show one expression, and nobody states it."""
+        return at.observations.num_views < ENOUGH and not at.cameras.moments_stated
+
     def _may_share(self, stage: Stage, at: Solution) -> bool:
         """Whether it is asked after a stage if the photos show one expression."""
         known = self.recipe.expression.shared or at.one_expression or at.cameras.moments_stated
@@ -269,6 +273,8 @@ class StageRunner:
             self.recipe.seed,
             light=at.state.illumination if at.light is None else at.light,
             expression_owner=expression_owner(at.cameras.moments, shared or at.one_expression),
+            # Of two photos nobody can tell.
+            expression_alike=torch.zeros_like(at.cameras.moments) if self._untold(at) else None,
             joint_owner=expression_owner(at.cameras.moments, shared),  # a neck turns under one expression
             landmark_sigma=at.sigma,
             offset_sigma=offset_prior(at, self.recipe.landmarks),

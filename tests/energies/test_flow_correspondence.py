@@ -11,6 +11,7 @@ from fitkit.energies.flow_correspondence import (
     FlowImages,
     FlowOptions,
     Matches,
+    MatchesTerm,
     normalize_contrast,
     pair_noise,
     view_pairs,
@@ -441,15 +442,20 @@ def test_pairs_of_one_expression_and_of_enlarged_photos_count_less():
     m = replace(m, pixel_b=m.pixel_b + noise, share=torch.ones(4), matched=torch.full((4,), 0.9))
     m = replace(m, sharp=torch.tensor([1.0, 1.0, 1.0, 0.25]))
 
-    def worth(owner, **options):
-        options = FlowOptions(patches=60.0, hold=True, **options)
-        energy = FlowCorrespondence(MODEL, options, None, 1.0, None, m, owner)
+    def worth(alike, shared_patches=0.0):
+        options = FlowOptions(patches=60.0, hold=True)
+        energy = FlowCorrespondence(MODEL, options, None, 1.0, None, m, alike, shared_patches)
         frozen = energy.freeze(state, None).matches
         return (frozen.weight.sum(1) * frozen.sigma**2).tolist()
 
-    owner = torch.tensor([7, 7, 2])
-    assert worth(owner, shared_patches=20.0) == pytest.approx([20, 20, 60, 15])
-    assert worth(owner) == worth(None, shared_patches=20.0) == pytest.approx([60, 60, 60, 15])
+    alike = torch.tensor([7, 7, 2])
+    assert worth(alike, 20.0) == pytest.approx([20, 20, 60, 15])
+    assert worth(alike) == worth(None, 20.0) == pytest.approx([60, 60, 60, 15])
+
+
+def test_pairs_of_one_expression_need_others_to_differ_from():
+    with pytest.raises(InputError, match="shared_patches 15: expected options.patches above 0"):
+        MatchesTerm(shared_patches=15.0)
 
 
 def test_enlarged_photos_are_not_sharp(triplet):

@@ -155,6 +155,18 @@ def test_shared_quantities_are_counted_once():
     assert int(FOCAL.residuals(STATE, OBS).valid.sum()) == 2
 
 
+def test_expressions_that_may_be_one_count_as_if_they_were():
+    alone = ExpressionPrior(owner=torch.arange(3), shared_weight=2.5)
+    unsure = replace(alone, alike=torch.tensor([4, 0, 4]))
+    cost = [e.residuals(STATE, OBS).weight[:, 0].tolist() for e in (alone, unsure)]
+    assert cost == [[1.0, 1.0, 1.0], [2.5, 1.0, 2.5]]
+    one = replace(alone, owner=torch.tensor([1, 0, 1]), alike=torch.tensor([4, 0, 4]))
+    assert one.residuals(STATE, OBS).weight[:, 0].tolist() == [
+        1.0,
+        5.0,
+    ]  # the second has two photos, 2.5 each
+
+
 @pytest.mark.parametrize("radius", [0.0, 0.5])
 def test_a_shared_expression_may_count_as_often_as_it_is_seen(radius):
     """Sharing takes freedom away and changes nothing else: the cost is that of as many equal expressions."""

@@ -10,6 +10,7 @@ from fitkit.energies.objective import TermReport
 from fitkit.fitting.one_expression import shows_one
 from fitkit.fitting.recipe import load_recipe
 from fitkit.fitting.run import fit_observed
+from fitkit.fitting.stages import StageRunner
 from fitkit.io.subject import Subject
 
 VIEWS = 3
@@ -80,10 +81,10 @@ def test_the_report_is_of_the_shared_solution():
 
 @pytest.mark.parametrize(
     ("landmarks", "matches", "one"),
-    [(7.0, 440.0, True), (8.0, 400.0, False), (5.0, 460.0, False), (-5.0, -50.0, True)],
+    [(11.5, 780.0, True), (12.5, 700.0, False), (8.0, 790.0, False), (-5.0, -50.0, True)],
 )
 def test_what_the_evidence_may_lose(landmarks, matches, one):
-    """Four photos: 3 x 2.5 in landmarks, 3 quarters of the cost of the matches, 600."""
+    """Four photos: 3 x 4 in landmarks, 3 x 1.75 quarters of the cost of the matches, 600."""
 
     def terms(lmk, flow, prior):
         costs = {"lmk2d": lmk, "flow_corr": flow, "expression_prior": prior}
@@ -92,6 +93,17 @@ def test_what_the_evidence_may_lose(landmarks, matches, one):
     own = terms(80.0, 600.0, 5.0)
     shared = terms(80.0 + landmarks, 600.0 + matches, 500.0)
     assert shows_one(own, shared, 4) == one
+
+
+@pytest.mark.parametrize(
+    ("given", "alike"), [({"views": 2}, [0, 0]), ({"views": 2, "moments": "ab"}, None), ({}, None)]
+)
+def test_two_photos_may_show_one_expression_for_all_that_is_known(given, alike, monkeypatch):
+    made, context = [], StageRunner.context
+    monkeypatch.setattr(StageRunner, "context", lambda self, at: made.append(context(self, at)) or made[-1])
+    fitted(expressions(same=False), "detail.enabled=no", **given)
+    found = [None if c.expression_alike is None else c.expression_alike.tolist() for c in made]
+    assert len(found) > 2 and all(f == alike for f in found)
 
 
 def test_landmarks_alone_do_not_tell():

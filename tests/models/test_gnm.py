@@ -93,7 +93,7 @@ def test_parts_are_those_of_the_file(model):
     of = dict(zip(ARRAYS["vertex_group_names"].tolist(), torch.from_numpy(groups)))
     for part, name in (
         ("left_eye", "eye_left"),
-        ("tongue", "mouth_interior"),
+        ("tongue", "tongue"),
         ("upper_teeth_and_gums", "teeth"),
     ):
         assert bool((model.region[of[part]] == model.region_names.index(name)).all())

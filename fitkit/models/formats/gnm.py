@@ -55,7 +55,7 @@ REGIONS = {
     "right_eye": "eye_right",
     "upper_teeth_and_gums": "teeth",
     "lower_teeth_and_gums": "teeth",
-    "tongue": "mouth_interior",
+    "tongue": "tongue",
 }
 SKIN, OUTSIDE = "skin", "skin_exterior"  # part of the mesh, and the vertices of it that are seen
 REVERSED = slice(2, 7)  # rows of the jaw that releases before August 2026 have the other way round
