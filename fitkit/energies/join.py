@@ -55,7 +55,8 @@ class JoinedProblems:
         if len(numbers) == 1:
             return [float(self.problems[numbers[0]].cost(xs[0]))]
         group, all_xs = self._around(numbers, xs)
-        costs = dict(zip(group.numbers, group.costs(all_xs).tolist()))
+        wanted = [group.numbers.index(number) for number in numbers]
+        costs = dict(zip(group.numbers, group.costs(all_xs, wanted).tolist()))
         return [costs[number] for number in numbers]
 
     def systems(self, numbers: Sequence[int], xs: Sequence[SceneState]) -> list[ArrowSystem]:
@@ -95,20 +96,23 @@ class _Group:
         self.energies = [_joined(terms, self.views) for terms in self.terms]
         self._sizes: dict[str, list[int]] = {}
 
-    def costs(self, xs: Sequence[SceneState]) -> Tensor:
-        """[S] float64"""
+    def costs(self, xs: Sequence[SceneState], wanted: Sequence[int]) -> Tensor:
+        """[S] float64, right for the people `wanted`, counted in the group."""
         x, costs = SceneState.join(_with_offsets(xs)), []
         with torch.no_grad():
             for terms, energy in zip(self.terms, self.energies):
                 if energy is None:
-                    costs.append(self._own_costs(terms, xs))
+                    costs.append(self._own_costs(terms, xs, wanted))
                 else:
                     costs.append(self._joint_costs(terms[0], energy, x))
         return too_near(x, total(costs, len(xs)).to(x.identity.device, torch.float64))
 
-    def _own_costs(self, terms: Sequence[Term], xs: Sequence[SceneState]) -> Tensor:
-        residuals = (t.energy.residuals(x, p.observations) for t, x, p in zip(terms, xs, self.problems))
-        return torch.cat([t.cost(r) for t, r in zip(terms, residuals)])
+    def _own_costs(self, terms: Sequence[Term], xs: Sequence[SceneState], wanted: Sequence[int]) -> Tensor:
+        own = {
+            i: terms[i].cost(terms[i].energy.residuals(xs[i], self.problems[i].observations)) for i in wanted
+        }
+        nothing = torch.zeros_like(own[wanted[0]])
+        return torch.cat([own.get(i, nothing) for i in range(len(xs))])
 
     def _joint_costs(self, term: Term, energy: Joinable, x: SceneState) -> Tensor:
         r = energy.residuals(x, self.observations)

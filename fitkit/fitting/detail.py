@@ -28,7 +28,8 @@ from fitkit.scene.state import SceneState
 @dataclass(frozen=True)
 class DetailFlow(FlowOptions):
     """More matches than in the stages, each pair worth as many measurements as its patches are independent:
-    on renderings the error of the flow is correlated over some ten pixels, in faces of 300. In the stages it
+    on renderings the error of the flow is correlated over some ten pixels, in faces of 300; of photos that
+    are enlarged for it, fewer are. In the stages it
     counts for less, since a face model is never exact."""
 
     size: Pixels = 512
