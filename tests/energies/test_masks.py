@@ -388,7 +388,9 @@ def test_eyes_nose_and_mouth_of_the_model_weigh_more():
     assert bool((at[[30, 37, 43, 51, 57, 62]] == 1).all())  # nose, lids, lips
     assert bool((at[[*range(17), 19, 24]] < 1).all())  # jaw, brows
     skin = model.skin[model.triangles].all(1)
-    assert 0.03 < float((weights[skin] == 1).float().mean()) < 0.5
+    a, b, c = model.mean[model.triangles[skin]].unbind(1)
+    area = torch.linalg.cross(b - a, c - a).norm(dim=1)
+    assert 0.03 < float(area[weights[skin] == 1].sum() / area.sum()) < 0.5
     middle = model.mean[model.triangles].mean(1)
     far = torch.cdist(middle, model.landmark_basis.mean[27:]).amin(1) > 15
     assert bool((weights[far] < 1).all()) and bool((weight_features(model, 1.0) == 1).all())
