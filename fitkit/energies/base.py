@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -134,15 +135,15 @@ class Slopes:
         return Slopes(self.view[part] - first, self.block, self.value[part])
 
 
-class DiagonalEnergy(PlainEnergy):
+class DiagonalEnergy(PlainEnergy, ABC):
     """Base of energies that take each number of a block by itself, so that their normal equations are a
     diagonal, whose sums need no products of matrices."""
 
-    def residuals(self, state: Any, observations: Any) -> Residuals:
-        raise NotImplementedError
+    @abstractmethod
+    def residuals(self, state: Any, observations: Any) -> Residuals: ...
 
-    def slopes(self, state: Any) -> Slopes:
-        raise NotImplementedError
+    @abstractmethod
+    def slopes(self, state: Any) -> Slopes: ...
 
     def linearize(self, state: Any, observations: Any) -> Linearization:
         r, slopes = self.residuals(state, observations), self.slopes(state)
