@@ -114,10 +114,13 @@ def leave_one_out(problem: LeastSquaresProblem, state: SceneState) -> list[float
     start, width = problem.layout.shared_offsets["identity"], problem.layout.sizes["identity"]
     shape = slice(start, start + width)
     metric = torch.zeros_like(total)
-    metric[shape, shape] = torch.linalg.inv(torch.linalg.inv(total)[shape, shape])
-    rest = torch.linalg.inv(total - A)
+    covariance = torch.linalg.inv(total)
+    metric[shape, shape] = torch.linalg.inv(covariance[shape, shape])
+    # One by one: with several threads, MKL's inverse of several such matrices at once can end in wrong
+    # pivots.
+    rest = torch.stack([torch.linalg.inv(each) for each in total - A])
     d = (rest @ b[..., None])[..., 0]
-    spread = A - A @ torch.linalg.solve(total, A)
+    spread = A - A @ covariance @ A
     expected = ((rest @ metric @ rest) * spread.transpose(1, 2)).sum((1, 2))
     length = torch.einsum("vi,ij,vj->v", d, metric, d).clamp_min(0)
     return [(n / e) ** 0.5 if e > 1e-12 else None for n, e in zip(length.tolist(), expected.tolist())]
