@@ -1,5 +1,6 @@
 """What the README and the pages in docs/ say can be done, can be done."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -31,7 +32,7 @@ def test_python_example_runs(tmp_path):
         ROOT / "examples/sample", tmp_path / "examples/sample", ignore=shutil.ignore_patterns("fitkit")
     )
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    environment = {"PYTHONPATH": str(Path(fitkit.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(fitkit.__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

@@ -286,6 +286,7 @@ def _write_onnx(
     program: PaddedRegressor, images: Tensor, valid: Tensor, names: tuple[str, ...], path: Path
 ) -> int:
     import onnx
+    from onnxscript import optimizer
 
     # Given a module instead of its graph, torch.onnx.export tries again with a fixed number of people when a
     # dynamic one fails.
@@ -293,16 +294,20 @@ def _write_onnx(
     graph = torch.export.export(
         program, (images, valid), dynamic_shapes={"images": {0: people}, "valid": {0: people}}, strict=False
     )
-    torch.onnx.export(
+    made = torch.onnx.export(
         graph,
         (),
-        os.fspath(path),
         input_names=list(INPUTS),
         output_names=list(names),
         dynamo=True,
-        external_data=False,
         verbose=False,
+        optimize=False,
     )
+    # Of torch's own optimization only these two: the time of its rewriting grows with the square of the nodes
+    # (minutes for a large network), and programs that run ONNX files do the same when they load one.
+    optimizer.fold_constants(made.model)
+    optimizer.remove_unused_nodes(made.model)
+    made.save(os.fspath(path), external_data=False)
     file = onnx.load(os.fspath(path))
     for node in file.graph.node:
         del node.metadata_props[:]  # torch writes the folders of this machine there
