@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -200,12 +202,8 @@ def _work(function: bytes, pipe: Connection) -> None:
     watched."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import cv2
-    import torch
-
+    one_thread_each()
     function = pickle.loads(function)
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
     with suppress(Terminated, EOFError, OSError), sigterm_raises():  # no pipe: there is nothing left to do
         pipe.send(None)
         while True:
@@ -215,6 +213,15 @@ def _work(function: bytes, pipe: Connection) -> None:
             except Exception as error:  # noqa: BLE001 - the first process raises it
                 answer = None, _portable(error)
             pipe.send(answer)
+
+
+def one_thread_each() -> None:
+    """torch and OpenCV use one thread in this process: those that are loaded, and those that load later."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(1)
 
 
 def _portable(error: Exception) -> Exception:

@@ -58,28 +58,34 @@ def single(place):
     return subject, detect_landmarks(subject, "files")[0]
 
 
+@pytest.fixture(scope="module")
+def measured(place):
+    """What the network gives for both people: the report, and its folder."""
+    return evaluate(recipe(place), place / "bench", place / "measured"), place / "measured"
+
+
 @pytest.mark.slow
-def test_a_network_is_measured_by_what_it_predicts(place, tmp_path):
-    report = evaluate(recipe(place), place / "bench", tmp_path)
+def test_a_network_is_measured_by_what_it_predicts(place, measured):
+    report, output = measured
     row = report["rows"][0]
     assert report["summary"][0]["failed"] == 0 and row["now_mean"] > 0.1
     assert row["status"] in (
         "ok",
         "doubtful",
     )  # what a fit's rules say of it does not take it out of the means
-    stored = read_prediction(tmp_path / "predictions", "multiview_00")
+    stored = read_prediction(output / "predictions", "multiview_00")
     folder = place / "bench" / "multiview_00"
     alone = predict(folder, place / "net.safetensors", load_model(place / "tiny.npz"), "files")
     np.testing.assert_allclose(stored.vertices, alone.neutral.numpy(), atol=1e-5)
     # float32, a metre away.
     np.testing.assert_allclose(stored.posed, alone.state.pose.apply(alone.vertices).numpy(), atol=1e-3)
-    made = yaml.safe_load((tmp_path / "predictions" / "recipe.yaml").read_text())
+    made = yaml.safe_load((output / "predictions" / "recipe.yaml").read_text())
     assert (
         made["predictor"] == "regressor"
         and made["weights"] == "net.safetensors"
         and len(made["sha256"]) == 64
     )
-    outcome = json.loads((tmp_path / "predictions" / "multiview_00.json").read_text())
+    outcome = json.loads((output / "predictions" / "multiview_00.json").read_text())
     assert outcome["solve_seconds"] > 0 and outcome["error"] == "" and outcome["model"] == "tiny"
 
 
@@ -95,16 +101,17 @@ def test_other_weights_do_not_go_on_with_its_predictions(place, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "device", ["cpu", "cpu:0"]
+    "device, limit", [("cpu", None), ("cpu:0", 1)]
 )  # the second takes the way of a GPU: one process predicts
-def test_workers_change_no_number(place, tmp_path, device):
+def test_workers_change_no_number(place, tmp_path, measured, device, limit):
     lines = []
-    one = evaluate(recipe(place), place / "bench", tmp_path / "one")
     more = evaluate(
-        recipe(place), place / "bench", tmp_path / "more", tell=lines.append, device=device, workers=2
+        recipe(place), place / "bench", tmp_path, limit=limit, tell=lines.append, device=device, workers=2
     )
-    assert [r["id"] for r in more["rows"]] == ["multiview_00", "multiview_01"] and len(lines) == 4
-    for a, b in zip(one["rows"], more["rows"]):
+    rows = measured[0]["rows"][:limit]
+    assert [r["id"] for r in more["rows"]] == ["multiview_00", "multiview_01"][:limit]
+    assert len(lines) == 2 * len(rows)
+    for a, b in zip(rows, more["rows"], strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == pytest.approx(
             {k: v for k, v in b.items() if k != "seconds"}, abs=1e-4
         )

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -26,11 +27,24 @@ SAMPLE, TRUTH = EXAMPLES / "sample", EXAMPLES / "sample_truth"
 NAMES = ("front", "left", "right")
 
 
-def run(script: str, *args, cwd: Path) -> str:
-    """Run an example as a user would; one thread, because machines that test are busy."""
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run an example in this process, which has loaded torch already -> what it prints."""
+
+    def run(script: str, *arguments) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def started(script: str, *arguments, cwd: Path) -> str:
+    """Run an example as a user would, as a process of its own; one thread, as in all tests."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), *map(str, args)],
+        [sys.executable, str(EXAMPLES / script), *map(str, arguments)],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -84,8 +98,8 @@ def test_sample_truth_belongs_to_the_model():
     assert np.allclose(marks, model.landmarks.points(neutral, model.triangles)[0].numpy(), atol=2e-3)
 
 
-def test_sample_can_be_made_again(tmp_path):
-    run("make_sample.py", "-o", tmp_path, cwd=tmp_path)
+def test_sample_can_be_made_again(run, tmp_path):
+    run("make_sample.py", "-o", tmp_path)
     for name in NAMES:
         assert np.allclose(
             read_landmarks(tmp_path / "sample" / f"{name}.pts"),
@@ -103,7 +117,7 @@ def test_sample_can_be_made_again(tmp_path):
 
 
 def test_fit_folder_finds_the_person(tmp_path):
-    out = run("01_fit_folder.py", SAMPLE, tmp_path / "result", cwd=tmp_path)
+    out = started("01_fit_folder.py", SAMPLE, tmp_path / "result", cwd=tmp_path)
     assert "sample: ok, 3 views" in out and out.count("px off") == 3
     found, truth = read_mesh(tmp_path / "result" / "subject.ply")[0], read_mesh(TRUTH / "neutral.ply")[0]
     model = load_model("generic")
@@ -116,11 +130,11 @@ def test_fit_folder_finds_the_person(tmp_path):
     assert len(list((tmp_path / "result" / "overlay").glob("*.png"))) == 3
 
 
-def test_astronaut(tmp_path):
+def test_astronaut(run, tmp_path):
     pytest.importorskip("skimage", reason="scikit-image carries the photograph")
     points = read_landmarks(EXAMPLES / "astronaut.pts")
     assert np.isfinite(points).all() and "public domain" in (EXAMPLES / "astronaut.pts").read_text()
-    out = run("02_astronaut.py", tmp_path / "result", cwd=tmp_path)
+    out = run("02_astronaut.py", tmp_path / "result")
     metrics = json.loads((tmp_path / "result" / "metrics.json").read_text())
     assert "ok" in out and metrics["status"] == "ok"
     assert metrics["reprojection_share"] < 0.025  # points placed by eye are good to 1 to 2 % of the face
@@ -131,7 +145,7 @@ def test_astronaut(tmp_path):
 def test_own_energy(tmp_path):
     """A user's energy in a fit and in a training: the face takes the distance that was measured, the training
     reports it."""
-    lines = run("03_own_energy.py", tmp_path / "training", cwd=tmp_path).splitlines()
+    lines = started("03_own_energy.py", tmp_path / "training", cwd=tmp_path).splitlines()
     for line, measured in zip(lines, (85.0, 95.0)):
         found = re.fullmatch(r"measured (\S+) mm, fitted (\S+) mm, (ok|doubtful)", line)
         assert float(found[1]) == measured and abs(float(found[2]) - measured) < 1.0
@@ -141,7 +155,7 @@ def test_own_energy(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_network_for_one_person_from_a_video(tmp_path):
+def test_a_network_for_one_person_from_a_video(run, tmp_path):
     pictures = [cv2.imread(str(SAMPLE / f"{name}.jpg")) for name in NAMES]
     height, width = pictures[0].shape[:2]
     video = cv2.VideoWriter(
@@ -150,7 +164,7 @@ def test_a_network_for_one_person_from_a_video(tmp_path):
     for picture in pictures:
         video.write(cv2.resize(picture, (width, height)))
     video.release()
-    out = run("04_one_person.py", tmp_path / "out", tmp_path / "anna.avi", cwd=tmp_path)
+    out = run("04_one_person.py", tmp_path / "out", tmp_path / "anna.avi")
     assert len(list((tmp_path / "out" / "frames").glob("*.png"))) == 3
     assert "census_xview: " in out and "sem_feat: " in out and "px off in 3 photos" in out
     # Only the heads have learned, from where the weights were.
@@ -162,9 +176,9 @@ def test_a_network_for_one_person_from_a_video(tmp_path):
     assert changed == {"identity_head", "expression_head"}
 
 
-def test_a_data_set(tmp_path):
+def test_a_data_set(run, tmp_path):
     pytest.importorskip("matplotlib", reason="draws the histogram")
     shutil.copytree(SAMPLE, tmp_path / "people" / "ada")
-    out = run("05_data_set.py", tmp_path / "people", tmp_path / "fits", cwd=tmp_path)
+    out = run("05_data_set.py", tmp_path / "people", tmp_path / "fits")
     assert "1 subjects: 1 ok" in out and (tmp_path / "fits" / "errors.png").stat().st_size > 1000
     assert (tmp_path / "fits" / "exported" / "ada" / "subject.glb").exists()

@@ -44,10 +44,10 @@ def seen(anna):
     return subject, found
 
 
-@pytest.fixture
-def truth(anna):
+@pytest.fixture(scope="module")
+def truth(_rendered):
     """A good fit of anna, whose state stands for a network that is right."""
-    return fit(anna, recipe="landmarks")
+    return fit(_rendered, recipe="landmarks")
 
 
 def predicted_from(result, subject, found, order=(0, 1, 2), kind="orthographic"):

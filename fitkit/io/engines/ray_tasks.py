@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from fitkit.errors import FitkitError, InputError
 from fitkit.io.engines import EngineOptions, Work, need
-from fitkit.io.workers import Loss
+from fitkit.io.workers import Loss, one_thread_each
 
 T = TypeVar("T")
 PARAMETERS = ("address", "memory", "num_cpus", "num_gpus", "resources")
@@ -97,11 +97,7 @@ def _connect(ray: Any, address: str | None, options: EngineOptions) -> bool:
 
 
 def _one(function: Callable[[Any], T], job: Any) -> T:
-    import cv2
-    import torch
-
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    one_thread_each()
     return function(job)
 
 
