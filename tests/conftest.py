@@ -33,10 +33,13 @@ def pytest_fixture_setup(fixturedef):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def small_textures():
-    """Results that are written in this process have textures of 128 px instead of 1024."""
+def small_pictures():
+    """Results that are written in this process have textures of 128 px instead of 1024, previews half as wide
+    and high, and overlays no larger than the small photos of tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fitkit.export.folder.texture_size", lambda result: 128)
+        patch.setattr("fitkit.export.folder.TILE", (192, 160))
+        patch.setattr("fitkit.export.overlay.SHORT_LONG_SIDE", 256)
         yield
 
 

@@ -25,7 +25,7 @@ from fitkit.export.overlay import draw_overlay
 from fitkit.export.pages.fit import write_fit_page
 from fitkit.export.pages.pictures import THUMBNAIL, draw_thumbnail
 from fitkit.export.parameters import save_parameters
-from fitkit.export.preview import Sides, draw_detail, draw_preview, draw_uncertainty
+from fitkit.export.preview import TILE, Sides, draw_detail, draw_preview, draw_uncertainty
 from fitkit.export.texture import TEXTURE, encode_png, fuse_result, texture_size, write_maps
 from fitkit.fitting.appearance import Decomposition
 from fitkit.fitting.result import FitResult
@@ -123,7 +123,7 @@ def _write_all(result: FitResult, folder: Path, pictures: bool) -> None:
     and metrics.json says so."""
     model = result.personal_model
     neutral, vertices = result.neutral.detach(), result.vertices.detach()
-    stems, sides = file_stems(result), Sides.of_head(neutral, model)
+    stems, sides = file_stems(result), Sides.of_head(neutral, model, TILE)
     drawn = ["overlay", "lighting", *(["lit"] if has_light(result) else [])] if pictures else []
     for name in ("views", *drawn):
         (folder / name).mkdir()

@@ -21,7 +21,7 @@ from fitkit.export import folder, preview
 from fitkit.export.cameras import camera_table
 from fitkit.export.folder import file_stems, write_result
 from fitkit.export.lighting import decompose_result, draw_lit, has_light
-from fitkit.export.preview import Sides, draw_detail, draw_preview, draw_uncertainty
+from fitkit.export.preview import TILE, Sides, draw_detail, draw_preview, draw_uncertainty
 from fitkit.fitting.report import ConversionReport
 from fitkit.geometry.color import srgb_from_linear
 from fitkit.io import atomic
@@ -49,10 +49,11 @@ def small_texture(monkeypatch):
 @pytest.fixture(scope="module")
 def written(result, tmp_path_factory):
     size, folder.texture_size = folder.texture_size, lambda result: 64
+    tile, folder.TILE = folder.TILE, TILE
     try:
         return write_result(result, tmp_path_factory.mktemp("results") / "new" / "out")
     finally:
-        folder.texture_size = size
+        folder.texture_size, folder.TILE = size, tile
 
 
 def files(path):
@@ -234,7 +235,7 @@ class TestOtherInputs:
         state = single.state.replace(camera=replace(single.state.camera, kind="orthographic"))
         out = write_result(replace(single, model=model, state=state), tmp_path / "out")
         assert "texture.png" not in files(out) and "subject.mtl" not in files(out)
-        assert Image.open(out / "preview.png").size == (5 * 320, 384)
+        assert Image.open(out / "preview.png").size == (5 * folder.TILE[1], folder.TILE[0])
         entry = json.loads((out / "cameras.json").read_text())["views"][0]
         assert entry["kind"] == "orthographic" and entry["t"][2] == Camera.REFERENCE_DEPTH
         assert b"vt " not in (out / "subject.obj").read_bytes()

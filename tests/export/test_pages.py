@@ -19,6 +19,7 @@ from PIL import Image
 
 from fitkit.errors import InputError
 from fitkit.export import folder as result_writer
+from fitkit.export import overlay
 from fitkit.export.gltf import write_glb
 from fitkit.export.overlay import draw_overlay, overlay_halves
 from fitkit.export.pages import batch as batch_page
@@ -355,7 +356,8 @@ class TestPictures:
     def test_the_thumbnail_shows_the_photo_that_is_doubted_and_the_face(self, result, written, monkeypatch):
         found = cv2.imread(str(written / "thumbnail.jpg"))[..., ::-1]
         preview = np.asarray(Image.open(written / "preview.png"))
-        front = preview[384:, 640:960]
+        height, width = preview.shape[:2]
+        front = preview[height // 2 :, 2 * width // 5 : 3 * width // 5]
         for view, near in ((0, True), (1, False)):
             fitted = overlay_halves(draw_overlay(result, view))[1]
             parts = [
@@ -538,7 +540,8 @@ class TestDocument:
 
 
 class TestNotebook:
-    def test_verdict_photos_and_face(self, result):
+    def test_verdict_photos_and_face(self, result, monkeypatch):
+        monkeypatch.setattr(overlay, "SHORT_LONG_SIDE", 640)  # as outside of the tests
         page = Page(f"<title></title>{result._repr_html_()}")
         assert not page.all("script") and not page.all("style") and not page.all("b", onclick=None)
         text = page.texts("div")[0]

@@ -19,10 +19,13 @@ from PIL import Image
 import fitkit
 from fitkit.cli.main import main
 from fitkit.export import folder as export
-from fitkit.fitting.predict import predict
+from fitkit.fitting.predict import load_trained, predict_observed
+from fitkit.fitting.recipe import load_recipe
+from fitkit.fitting.run import fit_observed
 from fitkit.geometry.alignment import similarity_align
 from fitkit.io.mesh_files import read_mesh
 from fitkit.io.subject import load_subject
+from fitkit.observe.landmarks.detectors import detect_landmarks
 
 DOCS = Path(__file__).parents[2] / "docs" / "face_models.md"
 SIZE, VIEWS, TEXTURE = 160, 3, 128
@@ -111,7 +114,9 @@ def photographed(model, truth, folder: Path) -> Path:
 
 def fitted(model, truth, subject: Path) -> str:
     """A fit finds the face again; the result lies in fitkit/ below the photos."""
-    result = fitkit.fit(subject, model=model.name, overrides=["init.source=landmarks"])
+    photos = load_subject(subject)
+    found, _ = detect_landmarks(photos, "files")  # what a detector sees in the photos depends on no model
+    result = fit_observed(photos, found, model, load_recipe("multiview", ["init.source=landmarks"]))
     assert result.status != "failed"
     found, true = (state.vertices(model)[:, model.face] for state in (result.state, truth))
     mean = model.mean[model.face].expand_as(true)
@@ -215,7 +220,8 @@ def trained(model, people: Path, folder: Path) -> str:
     run("train-regressor", folder / "small.yaml", f"data.people.folder={people}", "-o", folder / "net")
     subject = load_subject(people / "anna")
     one = replace(subject, views=subject.views[:1])
-    result = predict(one, folder / "net" / "regressor.safetensors", landmarks="files")
+    found, _ = detect_landmarks(one, "files")
+    result = predict_observed(one, found, load_trained(folder / "net" / "regressor.safetensors"))
     assert result.model.name == model.name and bool(torch.isfinite(result.vertices).all())
     result.save(folder / "predicted", pictures=False)
     assert (folder / "predicted" / "subject.glb").is_file()
