@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fitkit.errors import InputError
+from fitkit.evaluate import facescape
 from fitkit.evaluate.predictions import read_prediction
 from fitkit.evaluate.protocols import PROTOCOLS
 from fitkit.evaluate.recipe import load_evaluate_recipe
@@ -35,6 +36,12 @@ def place(tmp_path_factory):
         (folder / name).mkdir()
         getattr(layouts, f"facescape_{name}")(folder / name, person)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def coarse_maps(monkeypatch):
+    """Depth and cylinder maps of an eighth of the cells; tests/evaluate/test_facescape.py has them whole."""
+    monkeypatch.setattr(facescape, "SIZE", 90)
 
 
 def measured(place, protocol, out, *overrides):
