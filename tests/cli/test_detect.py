@@ -223,11 +223,12 @@ def test_detect_then_fit(run, tmp_path):
         shutil.copy(path, tmp_path)
     result = run("detect", tmp_path, "--landmarks", "builtin")
     assert result.exit_code == 0, result.output
-    result = run("fit", tmp_path, "--recipe", "landmarks")
+    result = run("fit", tmp_path, "--recipe", "landmarks", "--no-pictures")
     assert result.exit_code == 0 and "found by detector" not in result.output, result.output
     for path in tmp_path.glob("*.pts"):
         path.unlink()
-    result = run("fit", tmp_path, "--recipe", "landmarks", "--landmarks", "builtin", "--overwrite")
+    again = ("--landmarks", "builtin", "--overwrite", "--no-pictures")
+    result = run("fit", tmp_path, "--recipe", "landmarks", *again)
     assert result.exit_code == 0 and "found by detector 'builtin' in 3 photos" in result.output, result.output
 
 
