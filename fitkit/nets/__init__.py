@@ -306,6 +306,12 @@ def start_from(network: Predictor, path: str | os.PathLike, model: FaceModel | N
             path, "not readable as weights of a network", f"expected {network.trunk_file}", limit=DATA_BYTES
         ) as file:
             network.load_trunk(file.torch(), os.fspath(path))
+        for name, values in network.state_dict().items():
+            if not bool(values.isfinite().all()):
+                raise InputError(
+                    f"{path}: expected finite weights, got NaN or infinity in what becomes {name}; the file "
+                    "is damaged, get it again"
+                )
         return
     if hasattr(network, "load_encoder") and (os.fspath(path) == BUILTIN or _is_landmark_network(path)):
         from fitkit.observe.landmarks.builtin import read_network

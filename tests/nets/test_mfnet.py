@@ -343,6 +343,17 @@ def test_what_deca_cannot_start(flame, tmp_path):
     refused(DECA, flame, "expected the weights of torchvision's resnet50.*; conv1.weight is missing", other)
 
 
+@pytest.mark.parametrize("name", ["layers.2.weight", "encoder.layer1.0.bn1.running_var"])
+def test_weights_that_are_not_finite_are_refused(flame, tmp_path, name):
+    weights, path = deca_encoder(16), tmp_path / "deca_model.tar"
+    weights[name].view(-1)[3] = torch.nan
+    torch.save({"E_flame": weights}, path)
+    with pytest.raises(
+        InputError, match="deca_model.tar: expected finite weights, got NaN or infinity in wh"
+    ):
+        start_from(made(DECA, flame, loud=False), path, flame)
+
+
 def test_options_are_checked():
     with pytest.raises(InputError, match="net mfnet: size: expected a multiple of 32"):
         MfnetOptions(size=100)
