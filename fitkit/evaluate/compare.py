@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from fitkit.errors import InputError
 from fitkit.evaluate.tables import text_table
@@ -26,6 +25,8 @@ def mean_interval(differences: np.ndarray, seed: int = 0, resamples: int = RESAM
         return float("nan"), float("nan")
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
+    from scipy.stats import bootstrap  # loads in half a second, in each worker process
+
     found = bootstrap(
         (values,),
         np.mean,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from fitkit.errors import InputError
 from fitkit.evaluate.tables import percent, text_table
@@ -118,6 +117,8 @@ def verdict_table(
     )
     if expected is None:
         return table
+    from scipy.stats import spearmanr  # loads in half a second, in each worker process
+
     both, over = known & np.isfinite(expected), np.isfinite(expected) & (expected > limit)
     a, b = error[both], expected[both]
     ratio = float(np.median(a[b > 0] / b[b > 0])) if (b > 0).any() else float("nan")
