@@ -303,8 +303,8 @@ def _write_onnx(
         verbose=False,
         optimize=False,
     )
-    # Of torch's own optimization only these two: the time of its rewriting grows with the square of the nodes
-    # (minutes for a large network), and programs that run ONNX files do the same when they load one.
+    # Of torch's own optimization only these two: its rewriting took two thirds of the time of a large network
+    # (58 of 83 seconds for dfmvr), and onnxruntime optimizes a file when it loads it.
     optimizer.fold_constants(made.model)
     optimizer.remove_unused_nodes(made.model)
     made.save(os.fspath(path), external_data=False)
