@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fitkit.export.morphs import morphs_of
 from fitkit.models.appearance import EYES, in_region
 from fitkit.models.face_model import FaceModel
 
@@ -32,6 +33,10 @@ OTHERS = (
     (Part("teeth", 0.25, (0.62, 0.56, 0.45)), ("teeth", "gum"), ""),
     (Part("tongue", 0.4, RED), ("tongue",), ""),
 )
+
+
+AWAY = 0.25  # what squared distances from the full mesh count beside those of the face and the eyes
+MOST_SHAPES = 64  # of the model, which a coarser mesh follows
 
 
 @dataclass(frozen=True)
@@ -68,19 +73,65 @@ class Topology:
         return slice(int(first), int(last))
 
 
-def topology_of(model: FaceModel) -> Topology:
-    """All vertices and triangles of a model, by parts."""
+def topology_of(model: FaceModel, count: int | None = None, notes: list[str] | None = None) -> Topology:
+    """The faces of a model, by parts.
+
+    count: how many of its vertices the mesh has at most; None: all. The same ones for all people. Where so
+    few cannot be, a sentence in `notes` says so.
+    """
     whole, label = Topology.plain(model), part_labels(model)
     order = np.argsort(label, kind="stable")
     used, part = np.unique(label[order], return_inverse=True)
     known = (SKIN, *(part for part, _, _ in OTHERS))
-    return replace(
+    whole = replace(
         whole,
         triangles=whole.triangles[order],
         uv_triangles=None if whole.uv_triangles is None else whole.uv_triangles[order],
         parts=tuple(known[number] for number in used),
         part=part,
     )
+    if count is None or count >= model.num_vertices:
+        return whole
+    shown = _coarser(model, whole, count)
+    if len(shown.vertex) > count and notes is not None:
+        notes.append(
+            f"the mesh has {len(shown.vertex)} vertices, not {count}: without the others it would tear, fold "
+            "or lose a landmark"
+        )
+    return shown
+
+
+def _coarser(model: FaceModel, whole: Topology, count: int) -> Topology:
+    """Found on the mean face and on its expression shapes, the largest MOST_SHAPES. Parts, borders, texture
+    seams and the triangles of landmarks stay."""
+    from fitkit.geometry.decimate import decimate  # numba takes a while
+
+    mean = model.mean.double().numpy()
+    shapes = sorted((m.delta for m in morphs_of(model)), key=lambda delta: -np.abs(delta).max())
+    points = np.stack([mean, *(mean + delta for delta in shapes[:MOST_SHAPES])])
+    uv_rows = whole.triangles if whole.uv_triangles is None else whole.uv_triangles
+    key = np.stack([whole.triangles, uv_rows, np.broadcast_to(whole.part[:, None], uv_rows.shape)], -1)
+    corners, corner = np.unique(key.reshape(-1, 3), axis=0, return_inverse=True)
+    texture = np.zeros((len(corners), 2)) if whole.uv is None else whole.uv[corners[:, 1]]
+    locked = np.zeros(model.num_vertices, bool)
+    locked[model.triangles[model.landmarks.triangle[model.landmarks.present]].numpy()] = True
+    weight = np.where(model.face.numpy() | in_region(model, EYES), 1.0, AWAY)
+    rows, triangles, corner = decimate(
+        points, whole.triangles, corner.reshape(-1, 3), texture, weight, locked, count
+    )
+    vertex, triangles = _numbered(triangles)
+    uv, uv_triangles = None, None
+    if whole.uv is not None:
+        used, uv_triangles = _numbered(corners[corner, 1])
+        uv = whole.uv[used]
+    part = whole.part[rows]
+    return Topology(vertex, triangles, uv, uv_triangles, whole.parts, part)
+
+
+def _numbered(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values that occur in an array, ascending, and the array as numbers of these."""
+    used, number = np.unique(rows, return_inverse=True)
+    return used, number.reshape(rows.shape)
 
 
 def part_labels(model: FaceModel) -> np.ndarray:

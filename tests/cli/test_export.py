@@ -42,6 +42,14 @@ def test_another_face_model(run, fitted, tmp_path):
     assert "expected the face model FLAME, got 'generic'; convert it first with 'fitkit conv" in done.output
 
 
+def test_a_coarser_mesh(run, fitted, tmp_path):
+    done = run("export", fitted / "fitkit", "--for", "blender", "--vertices", "900", "-o", tmp_path / "a")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "a" / "obj" / "neutral.obj").read_text().count("\nv ") == 900
+    done = run("export", fitted / "fitkit", "--for", "usd", "--vertices", "20", "-o", tmp_path / "b")
+    assert done.exit_code == 2 and "20 is not in the range x>=500" in done.output
+
+
 def test_what_is_no_result(run, tmp_path):
     done = run("export", tmp_path, "--for", "blender")
     assert done.exit_code == 1 and "expected a result folder" in done.output

@@ -6,14 +6,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gltf_files import accessor, read
+import trimesh
+from gltf_files import accessor, read, skinned
 from helpers import tiny_model, tiny_result
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from test_export_targets import skinned_result
 
+from fitkit.errors import InputError
+from fitkit.export import targets, texture
 from fitkit.export.gltf import write_glb
 from fitkit.export.meshes import write_obj
-from fitkit.export.targets import export_result
+from fitkit.export.targets import ExportOptions, export_result
 from fitkit.export.topology import topology_of
+from fitkit.geometry.normals import vertex_normals
 from fitkit.io.gltf_shapes import read_gltf_shapes
+from fitkit.io.mesh_files import read_mesh
 from fitkit.models.registry import load_model
 
 
@@ -124,3 +132,143 @@ def test_parts_of_the_embedded_head_are_closed_off_from_each_other():
     x = [float(model.mean[sorted(rows), 0].mean()) for rows in used]
     assert x[1] > 25 and x[2] < -25
     assert torch.equal(torch.from_numpy(np.sort(shown.triangles, 0)), model.triangles.sort(0).values)
+
+
+# ---- fewer vertices ----
+
+
+def edges(triangles):
+    """Edges [E, 2] and of how many triangles each is."""
+    pairs = np.sort(triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), 1)
+    return np.unique(pairs, axis=0, return_counts=True)
+
+
+def turned_over(points, triangles, normals):
+    """How many triangles look against the normals [V, 3] of the full mesh at all of their corners."""
+    a, b, c = (points[triangles[:, k]] for k in range(3))
+    own = np.cross(b - a, c - a)
+    return int((np.einsum("fi,fki->fk", own, normals[triangles]) < 0).all(1).sum())
+
+
+@pytest.fixture(scope="module")
+def small_head():
+    model = load_model("generic")
+    return model, topology_of(model, 2000)
+
+
+def test_a_coarser_head_has_the_same_holes_and_parts(small_head):
+    model, shown = small_head
+    assert len(shown.vertex) == 2000 and (np.diff(shown.vertex) > 0).all()
+    whole = model.triangles.numpy()
+    some = shown.vertex[shown.triangles]
+    assert len(np.unique(some)) == 2000
+    for triangles in (whole, some):
+        found, count = edges(triangles)
+        holes, where = np.unique(found[count == 1], return_inverse=True)
+        where = where.reshape(-1, 2)
+        graph = coo_array((np.ones(len(where)), where.T), shape=(len(holes), len(holes)))
+        assert connected_components(graph, directed=False)[0] == 8 and count.max() == 2
+        assert len(np.unique(triangles)) - len(found) + len(triangles) == 4
+    assert [part.name for part in shown.parts] == [*NAMES, "tongue"]
+    full = topology_of(model)
+    for number in range(5):
+        inside = np.unique(full.triangles[full.of_part(number)])
+        assert np.isin(some[shown.of_part(number)], inside).all()
+    np.testing.assert_allclose(
+        shown.uv[shown.uv_triangles], model.uv.numpy()[some], atol=1e-7
+    )  # one row for each vertex
+    marks = model.landmarks.triangle.numpy()
+    assert np.isin(whole[marks], shown.vertex).all()
+
+
+def test_a_coarser_head_is_near_the_full_one_and_not_turned_over_in_any_shape(small_head):
+    model, shown = small_head
+    some, face = shown.vertex[shown.triangles], np.flatnonzero(model.face.numpy())[::12]
+    shapes = torch.cat([torch.zeros_like(model.mean)[None], model.expression_basis])
+    for name, shape in zip(("neutral", *model.expression_names), shapes):
+        points = (model.mean + shape).double()
+        normals = vertex_normals(points[None], model.triangles)[0].numpy()
+        before = turned_over(points.numpy(), model.triangles.numpy(), normals)
+        assert turned_over(points.numpy(), some, normals) <= before, name
+        if name in ("neutral", "jawOpen", "eyeBlink_L", "mouthPucker"):
+            mesh = trimesh.Trimesh(points.numpy(), some, process=False)
+            away = trimesh.proximity.closest_point(mesh, points.numpy()[face])[1]
+            assert away.mean() < 0.15 and away.max() < 1.2, name  # mm; measured 0.12 to 0.13, and 0.6 to 0.9
+
+
+def test_files_of_a_coarser_mesh(tmp_path, monkeypatch):
+    monkeypatch.setattr(texture, "texture_size", lambda result: 64)
+    monkeypatch.setattr(targets, "LEAST_VERTICES", 50)
+    result = skinned_result()
+    path, notes = export_result(result, "blender", tmp_path / "a", ExportOptions(vertices=150))
+    assert notes == []
+    shown = topology_of(result.model, 150)
+    assert len(shown.vertex) == 150
+    document, binary = read(path / "photos.glb")
+    primitive = document["meshes"][0]["primitives"][0]
+    faces = accessor(document, binary, primitive["indices"]).reshape(-1, 3)
+    some = shown.vertex[shown.triangles]
+    points = accessor(document, binary, primitive["attributes"]["POSITION"])
+    np.testing.assert_allclose(1e3 * points[faces], result.neutral.numpy()[some], atol=1e-3)
+    normals = vertex_normals(result.neutral[None].double(), result.model.triangles)[0].numpy()
+    np.testing.assert_allclose(
+        accessor(document, binary, primitive["attributes"]["NORMAL"])[faces], normals[some], atol=1e-5
+    )
+    for target, shape in zip(primitive["targets"], result.model.expression_basis.numpy()):
+        delta = accessor(document, binary, target["POSITION"])
+        np.testing.assert_allclose(1e3 * delta[faces], shape[some], atol=0.021)
+    turned = skinned(document, binary, {"jaw": np.array([0.2, 0, 0])})
+    joints = torch.zeros(1, result.model.num_joints, 3)
+    joints[0, 1, 0] = 0.2
+    plain = replace(result.model, pose_basis=None)
+    zero = torch.zeros(1, plain.num_expression)
+    wanted = plain.vertices(result.state.identity, zero, joints)[0].numpy()[some]
+    # The smallest of five weights is left out, and joints of the file stay with the shape of the person.
+    assert (
+        np.abs(turned[faces] - wanted).mean() < 0.2
+        and np.abs(wanted - result.neutral.numpy()[some]).max() > 5
+    )
+    for name, shape in (("neutral", 0), ("jawOpen", result.model.expression_basis[0])):
+        read_back, triangles = read_mesh(path / "obj" / f"{name}.obj")
+        np.testing.assert_allclose(read_back, (result.neutral + shape).numpy()[shown.vertex], atol=1e-5)
+        np.testing.assert_array_equal(triangles, shown.triangles)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pxr") is None, reason="usd-core is not installed")
+def test_usd_of_a_coarser_mesh(tmp_path, monkeypatch):
+    from pxr import Usd, UsdGeom, UsdSkel
+
+    monkeypatch.setattr(texture, "texture_size", lambda result: 64)
+    monkeypatch.setattr(targets, "LEAST_VERTICES", 50)
+    result = tiny_result()
+    path, _ = export_result(result, "usd", tmp_path / "out", ExportOptions(vertices=120))
+    vertex = topology_of(result.model, 120).vertex
+    stage = Usd.Stage.Open(str(path / "subject.usdc"))
+    mesh = UsdGeom.Mesh(stage.GetPrimAtPath("/subject/face"))
+    np.testing.assert_allclose(mesh.GetPointsAttr().Get(), result.neutral.numpy()[vertex] / 10, atol=1e-5)
+    shape = UsdSkel.BlendShape(stage.GetPrimAtPath("/subject/face/jawOpen"))
+    full = np.zeros((120, 3))
+    full[np.array(shape.GetPointIndicesAttr().Get())] = shape.GetOffsetsAttr().Get()
+    np.testing.assert_allclose(full, result.model.expression_basis[0].numpy()[vertex] / 10, atol=2.1e-3)
+    assert UsdSkel.BindingAPI(mesh.GetPrim()).GetJointWeightsPrimvar().Get() == [1.0] * 120
+
+
+def test_coarser_meshes_that_are_refused_or_cannot_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(texture, "texture_size", lambda result: 64)
+    result = tiny_result()
+    with pytest.raises(InputError, match="^export: vertices: expected 500 or more, got 499$"):
+        export_result(result, "usd", tmp_path / "a", ExportOptions(vertices=499))
+    for vertices in (5000, 499):
+        with pytest.raises(
+            InputError, match="^export: vertices is for targets blender and usd, got target 'me"
+        ):
+            export_result(result, "metahuman", tmp_path / "a", ExportOptions(vertices=vertices))
+    assert not list(tmp_path.iterdir())
+    _, notes = export_result(result, "blender", tmp_path / "b", ExportOptions(vertices=5000))
+    assert notes == [] and len(read_mesh(tmp_path / "b/obj/neutral.obj")[0]) == 315
+    monkeypatch.setattr(targets, "LEAST_VERTICES", 3)
+    _, notes = export_result(result, "blender", tmp_path / "c", ExportOptions(vertices=3))
+    count = len(read_mesh(tmp_path / "c/obj/neutral.obj")[0])
+    assert notes == [
+        f"the mesh has {count} vertices, not 3: without the others it would tear, fold or lose a landmark"
+    ]

@@ -27,7 +27,7 @@ def write_blender(result: FitResult, folder: Path, options: ExportOptions) -> li
     morphs = morphs_of(model, options.arkit_names)
     (folder / "obj").mkdir()
     png = write_texture(result, folder / "obj", notes)
-    shown = topology_of(model)
+    shown = topology_of(result.model, options.vertices, notes)
     write_shapes(result, morphs, folder / "obj", png is not None, shown)
     neutral, name = result.neutral.detach(), result.subject.name
     write_glb(folder / "subject.glb", neutral, model, png, name, morphs, topology=shown)

@@ -40,7 +40,7 @@ def write_usd(result: FitResult, folder: Path, options: ExportOptions) -> list[s
     UsdGeom.SetStageMetersPerUnit(stage, 0.01)
     top = UsdSkel.Root.Define(stage, "/subject")
     stage.SetDefaultPrim(top.GetPrim())
-    shown = topology_of(model)
+    shown = topology_of(result.model, options.vertices, notes)
     neutral = CM * result.neutral.detach().double().numpy()
     mesh = _mesh(stage, neutral, shown)
     joints = _joints(model)
