@@ -52,7 +52,7 @@ def write_obj(
             text += f"g {part.name}\n"
         if has_uv and texture:
             text += f"usemtl {part.name}\n"
-        text += _faces(shown, shown.of_part(number))
+        text += "".join(_faces(corner, uv) for corner, uv in shown.faces(number))
     path.write_text(text, encoding="utf-8")
     if has_uv and texture:
         materials = "\n".join(_material(part, texture) for part in shown.parts)
@@ -60,12 +60,12 @@ def write_obj(
     return path
 
 
-def _faces(shown: Topology, rows: slice) -> str:
-    corner = shown.triangles[rows] + 1
-    if shown.uv_triangles is None:
-        return _rows("f " + " ".join(["%d//%d"] * 3) + "\n", np.stack([corner, corner], -1).reshape(-1, 6))
-    uv = shown.uv_triangles[rows] + 1
-    return _rows("f " + " ".join(["%d/%d/%d"] * 3) + "\n", np.stack([corner, uv, corner], -1).reshape(-1, 9))
+def _faces(corner: np.ndarray, uv: np.ndarray | None) -> str:
+    """Faces with corners [n, K] and rows of uv [n, K]; normals are numbered as vertices are."""
+    kinds = [corner, corner] if uv is None else [corner, uv, corner]
+    one = "%d//%d" if uv is None else "%d/%d/%d"
+    numbers = np.stack(kinds, -1) + 1
+    return _rows("f " + " ".join([one] * corner.shape[1]) + "\n", numbers)
 
 
 def _material(part: Part, texture: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fitkit.export.morphs import morphs_of
+from fitkit.geometry.quads import pair_triangles, quad_corners
 from fitkit.models.appearance import EYES, in_region
 from fitkit.models.face_model import FaceModel
 
@@ -45,7 +46,8 @@ class Topology:
 
     vertex: [N] int64, the model's vertex that each vertex of the mesh is; triangles: [F, 3] int64 of the N,
     counter-clockwise seen from outside; uv: [T, 2] in [0, 1], v up, or None; uv_triangles: [F, 3] int64, or
-    None; parts: those that have triangles; part: [F] int64 index into parts, ascending.
+    None; parts: those that have triangles; part: [F] int64 index into parts, ascending; quads: [Q, 2] int64
+    rows of triangles that are one face together, where a file can hold such faces.
     """
 
     vertex: np.ndarray
@@ -54,6 +56,7 @@ class Topology:
     uv_triangles: np.ndarray | None
     parts: tuple[Part, ...]
     part: np.ndarray
+    quads: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
     @classmethod
     def plain(cls, model: FaceModel) -> Topology:
@@ -71,6 +74,21 @@ class Topology:
         """Which triangles are those of a part."""
         first, last = np.searchsorted(self.part, [number, number + 1])
         return slice(int(first), int(last))
+
+    def faces(self, number: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """The faces of a part, its quads and then the triangles that are left: vertices [n, 4 or 3] and rows
+        of uv [n, 4 or 3] or None."""
+        inside = self.of_part(number)
+        quads = self.quads[self.part[self.quads[:, 0]] == number]
+        left = np.setdiff1d(np.arange(inside.start, inside.stop), quads)
+        uv = self.uv_triangles
+        return [
+            (
+                quad_corners(self.triangles, self.triangles, quads),
+                None if uv is None else quad_corners(uv, self.triangles, quads),
+            ),
+            (self.triangles[left], None if uv is None else uv[left]),
+        ]
 
 
 def topology_of(model: FaceModel, count: int | None = None, notes: list[str] | None = None) -> Topology:
@@ -102,22 +120,17 @@ def topology_of(model: FaceModel, count: int | None = None, notes: list[str] | N
 
 
 def _coarser(model: FaceModel, whole: Topology, count: int) -> Topology:
-    """Found on the mean face and on its expression shapes, the largest MOST_SHAPES. Parts, borders, texture
-    seams and the triangles of landmarks stay."""
+    """Found on the mean face and its expression shapes. Parts, borders, texture seams and the triangles of
+    landmarks stay."""
     from fitkit.geometry.decimate import decimate  # numba takes a while
 
-    mean = model.mean.double().numpy()
-    shapes = sorted((m.delta for m in morphs_of(model)), key=lambda delta: -np.abs(delta).max())
-    points = np.stack([mean, *(mean + delta for delta in shapes[:MOST_SHAPES])])
-    uv_rows = whole.triangles if whole.uv_triangles is None else whole.uv_triangles
-    key = np.stack([whole.triangles, uv_rows, np.broadcast_to(whole.part[:, None], uv_rows.shape)], -1)
-    corners, corner = np.unique(key.reshape(-1, 3), axis=0, return_inverse=True)
+    corners, corner = _corners(whole)
     texture = np.zeros((len(corners), 2)) if whole.uv is None else whole.uv[corners[:, 1]]
     locked = np.zeros(model.num_vertices, bool)
     locked[model.triangles[model.landmarks.triangle[model.landmarks.present]].numpy()] = True
     weight = np.where(model.face.numpy() | in_region(model, EYES), 1.0, AWAY)
     rows, triangles, corner = decimate(
-        points, whole.triangles, corner.reshape(-1, 3), texture, weight, locked, count
+        _shapes(model), whole.triangles, corner, texture, weight, locked, count
     )
     vertex, triangles = _numbered(triangles)
     uv, uv_triangles = None, None
@@ -126,6 +139,28 @@ def _coarser(model: FaceModel, whole: Topology, count: int) -> Topology:
         uv = whole.uv[used]
     part = whole.part[rows]
     return Topology(vertex, triangles, uv, uv_triangles, whole.parts, part)
+
+
+def with_quads(model: FaceModel, shown: Topology) -> Topology:
+    """With triangles joined to quads where these are nearly flat and convex in all expression shapes, within
+    parts and not across seams of the texture."""
+    points = _shapes(model)[:, shown.vertex]
+    return replace(shown, quads=pair_triangles(points, shown.triangles, _corners(shown)[1]))
+
+
+def _shapes(model: FaceModel) -> np.ndarray:
+    """[S, V, 3] mm: the mean face, and with each expression shape at 1, the largest MOST_SHAPES."""
+    mean = model.mean.double().numpy()
+    shapes = sorted((m.delta for m in morphs_of(model)), key=lambda delta: -np.abs(delta).max())
+    return np.stack([mean, *(mean + delta for delta in shapes[:MOST_SHAPES])])
+
+
+def _corners(shown: Topology) -> tuple[np.ndarray, np.ndarray]:
+    """Vertex, row of uv and part of what differs in these, [C, 3], and which each corner is, [F, 3]."""
+    uv = shown.triangles if shown.uv_triangles is None else shown.uv_triangles
+    key = np.stack([shown.triangles, uv, np.broadcast_to(shown.part[:, None], uv.shape)], -1)
+    corners, corner = np.unique(key.reshape(-1, 3), axis=0, return_inverse=True)
+    return corners, corner.reshape(-1, 3)
 
 
 def _numbered(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

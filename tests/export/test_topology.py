@@ -12,16 +12,17 @@ from helpers import tiny_model, tiny_result
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from test_export_targets import skinned_result
+from test_usd import fans, first_least, polygons
 
 from fitkit.errors import InputError
 from fitkit.export import targets, texture
 from fitkit.export.gltf import write_glb
 from fitkit.export.meshes import write_obj
 from fitkit.export.targets import ExportOptions, export_result
-from fitkit.export.topology import topology_of
+from fitkit.export.topology import topology_of, with_quads
 from fitkit.geometry.normals import vertex_normals
 from fitkit.io.gltf_shapes import read_gltf_shapes
-from fitkit.io.mesh_files import read_mesh
+from fitkit.io.mesh_files import obj_arrays, read_mesh
 from fitkit.models.registry import load_model
 
 
@@ -112,12 +113,14 @@ def test_parts_are_subsets_of_a_usd_mesh(tmp_path):
     path, _ = export_result(result, "usd", tmp_path / "out")
     stage = Usd.Stage.Open(str(path / "subject.usdc"))
     mesh = UsdGeom.Mesh(stage.GetPrimAtPath("/subject/face"))
-    faces = np.array(mesh.GetFaceVertexIndicesAttr().Get()).reshape(-1, 3)
+    faces = polygons(mesh)
+    assert {len(face) for face in faces} == {3, 4}
     subsets = UsdShade.MaterialBindingAPI(mesh.GetPrim()).GetMaterialBindSubsets()
     assert [s.GetPrim().GetName() for s in subsets] == NAMES
     for subset, name in zip(subsets, NAMES):
-        rows = np.array(subset.GetIndicesAttr().Get())
-        assert {tuple(row) for row in faces[rows].tolist()} == corners(result.model, name)
+        rows = subset.GetIndicesAttr().Get()
+        found = {triangle for row in rows for triangle in fans(faces[row])}
+        assert found == {first_least(triangle) for triangle in corners(result.model, name)}
         material = UsdShade.MaterialBindingAPI(subset.GetPrim()).ComputeBoundMaterial()[0]
         assert material.GetPrim().GetName() == name
     assert UsdGeom.Subset.ValidateFamily(mesh, UsdGeom.Tokens.face, "materialBind")[0]
@@ -231,7 +234,7 @@ def test_files_of_a_coarser_mesh(tmp_path, monkeypatch):
     for name, shape in (("neutral", 0), ("jawOpen", result.model.expression_basis[0])):
         read_back, triangles = read_mesh(path / "obj" / f"{name}.obj")
         np.testing.assert_allclose(read_back, (result.neutral + shape).numpy()[shown.vertex], atol=1e-5)
-        np.testing.assert_array_equal(triangles, shown.triangles)
+        assert set(map(first_least, triangles.tolist())) == set(map(first_least, shown.triangles.tolist()))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pxr") is None, reason="usd-core is not installed")
@@ -272,3 +275,54 @@ def test_coarser_meshes_that_are_refused_or_cannot_be(tmp_path, monkeypatch):
     assert notes == [
         f"the mesh has {count} vertices, not 3: without the others it would tear, fold or lose a landmark"
     ]
+
+
+# ---- quads ----
+
+
+def test_an_obj_of_quads_has_the_same_triangles(tmp_path):
+    """A reader that splits quads at their first corner gets those of the model, with their texture."""
+    model = with_parts()
+    shown = with_quads(model, topology_of(model))
+    write_obj(tmp_path / "a.obj", model.mean, model, "texture.png", topology=shown)
+    vertices, uv, triangles, texture_corners = obj_arrays(tmp_path / "a.obj", corners=True)
+    lines = [row.split()[1:] for row in (tmp_path / "a.obj").read_text().splitlines() if row.startswith("f ")]
+    assert sum(len(line) == 4 for line in lines) == len(shown.quads) > 0.4 * len(model.triangles)
+    np.testing.assert_array_equal(triangles, texture_corners)  # no seams here
+    assert set(map(first_least, triangles.tolist())) == set(map(first_least, model.triangles.tolist()))
+    group, inside = None, {}
+    for line in (tmp_path / "a.obj").read_text().splitlines():
+        if line.startswith("g "):
+            group = line[2:]
+        elif line.startswith("f "):
+            face = [int(corner.split("/")[0]) - 1 for corner in line.split()[1:]]
+            inside.setdefault(group, set()).update(fans(face))
+    assert inside == {name: set(map(first_least, corners(model, name))) for name in NAMES}
+
+
+def test_quads_do_not_cross_seams_of_the_texture():
+    model = tiny_model()
+    left = (model.mean[model.triangles][..., 0].mean(1) > 0)[:, None]
+    V = model.num_vertices
+    model = replace(
+        model,
+        uv=torch.cat([model.uv, model.uv * 0.5]),
+        uv_triangles=torch.where(left, model.triangles + V, model.triangles),
+    )
+    shown = with_quads(model, topology_of(model))
+    ((_, uv), _) = shown.faces(0)
+    assert ((uv < V).all(1) | (uv >= V).all(1)).all() and len(shown.quads) > 250
+
+
+def test_most_of_the_embedded_head_is_quads_that_stay_convex():
+    model = load_model("generic")
+    shown = with_quads(model, topology_of(model))
+    used = shown.quads.ravel()
+    assert len(np.unique(used)) == len(used) > 0.92 * len(model.triangles)  # measured 0.94
+    quads = np.concatenate([shown.faces(number)[0][0] for number in range(5)])
+    for shape in torch.cat([torch.zeros_like(model.mean)[None], model.expression_basis[::9]]):
+        at = (model.mean + shape).double().numpy()[quads]
+        normal = np.cross(at[:, 2] - at[:, 0], at[:, 3] - at[:, 1])
+        for k in range(4):
+            side, following = at[:, (k + 1) % 4] - at[:, k], at[:, (k + 2) % 4] - at[:, (k + 1) % 4]
+            assert ((np.cross(side, following) * normal).sum(1) > 0).all()

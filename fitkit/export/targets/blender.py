@@ -12,7 +12,7 @@ from fitkit.export.meshes import write_obj
 from fitkit.export.morphs import Morph, morphs_of, track_of
 from fitkit.export.targets import ExportOptions
 from fitkit.export.texture import TEXTURE, write_texture
-from fitkit.export.topology import Topology, topology_of
+from fitkit.export.topology import Topology, topology_of, with_quads
 from fitkit.fitting.result import FitResult
 from fitkit.io.result_folder import stems_of
 
@@ -27,7 +27,7 @@ def write_blender(result: FitResult, folder: Path, options: ExportOptions) -> li
     morphs = morphs_of(model, options.arkit_names)
     (folder / "obj").mkdir()
     png = write_texture(result, folder / "obj", notes)
-    shown = topology_of(result.model, options.vertices, notes)
+    shown = with_quads(result.model, topology_of(result.model, options.vertices, notes))
     write_shapes(result, morphs, folder / "obj", png is not None, shown)
     neutral, name = result.neutral.detach(), result.subject.name
     write_glb(folder / "subject.glb", neutral, model, png, name, morphs, topology=shown)

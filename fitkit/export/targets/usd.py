@@ -17,7 +17,7 @@ from fitkit.export.gltf import ROOT, STILL_MM
 from fitkit.export.morphs import FRAMES_PER_SECOND, Morph, Track, morphs_of, track_of
 from fitkit.export.targets import ExportOptions
 from fitkit.export.texture import TEXTURE, write_texture
-from fitkit.export.topology import Part, Topology, topology_of
+from fitkit.export.topology import Part, Topology, topology_of, with_quads
 from fitkit.fitting.result import FitResult
 from fitkit.models.face_model import FaceModel
 from fitkit.models.skinned import SkinnedModel
@@ -40,7 +40,7 @@ def write_usd(result: FitResult, folder: Path, options: ExportOptions) -> list[s
     UsdGeom.SetStageMetersPerUnit(stage, 0.01)
     top = UsdSkel.Root.Define(stage, "/subject")
     stage.SetDefaultPrim(top.GetPrim())
-    shown = topology_of(result.model, options.vertices, notes)
+    shown = with_quads(result.model, topology_of(result.model, options.vertices, notes))
     neutral = CM * result.neutral.detach().double().numpy()
     mesh = _mesh(stage, neutral, shown)
     joints = _joints(model)
@@ -64,18 +64,21 @@ def _mesh(stage: Any, neutral: np.ndarray, shown: Topology) -> Any:
     from pxr import Sdf, UsdGeom, Vt
 
     mesh = UsdGeom.Mesh.Define(stage, "/subject/face")
-    triangles = shown.triangles.astype(np.int32)
+    faces = [some for number in range(len(shown.parts)) for some in shown.faces(number)]
+    counts = np.concatenate([np.full(len(corner), corner.shape[1], np.int32) for corner, _ in faces])
+    corners = np.concatenate([corner.reshape(-1) for corner, _ in faces]).astype(np.int32)
     points = neutral[shown.vertex].astype(np.float32)
     mesh.CreatePointsAttr(Vt.Vec3fArray.FromNumpy(points))
     mesh.CreateExtentAttr(Vt.Vec3fArray.FromNumpy(np.stack([points.min(0), points.max(0)])))
-    mesh.CreateFaceVertexCountsAttr(Vt.IntArray.FromNumpy(np.full(len(triangles), 3, np.int32)))
-    mesh.CreateFaceVertexIndicesAttr(Vt.IntArray.FromNumpy(triangles.reshape(-1)))
+    mesh.CreateFaceVertexCountsAttr(Vt.IntArray.FromNumpy(counts))
+    mesh.CreateFaceVertexIndicesAttr(Vt.IntArray.FromNumpy(corners))
     mesh.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)
-    if shown.uv is not None and shown.uv_triangles is not None:
+    if shown.uv is not None:
+        rows = np.concatenate([uv.reshape(-1) for _, uv in faces if uv is not None]).astype(np.int32)
         kinds = Sdf.ValueTypeNames.TexCoord2fArray, UsdGeom.Tokens.faceVarying
         st = UsdGeom.PrimvarsAPI(mesh).CreatePrimvar("st", *kinds)
         st.Set(Vt.Vec2fArray.FromNumpy(shown.uv.astype(np.float32)))
-        st.SetIndices(Vt.IntArray.FromNumpy(shown.uv_triangles.astype(np.int32).reshape(-1)))
+        st.SetIndices(Vt.IntArray.FromNumpy(rows))
     return mesh
 
 
@@ -201,9 +204,12 @@ def _materials(stage: Any, mesh: Any, shown: Topology, texture: str | None) -> N
         UsdShade.MaterialBindingAPI.Apply(mesh.GetPrim()).Bind(materials[0])
         return
     binding = UsdShade.MaterialBindingAPI.Apply(mesh.GetPrim())
+    first = 0
     for number, (part, material) in enumerate(zip(shown.parts, materials)):
-        faces = np.flatnonzero(shown.part == number).astype(np.int32)
-        subset = binding.CreateMaterialBindSubset(part.name, Vt.IntArray.FromNumpy(faces))
+        last = first + sum(len(corner) for corner, _ in shown.faces(number))
+        faces = Vt.IntArray.FromNumpy(np.arange(first, last, dtype=np.int32))
+        first = last
+        subset = binding.CreateMaterialBindSubset(part.name, faces)
         UsdShade.MaterialBindingAPI.Apply(subset.GetPrim()).Bind(material)
     binding.SetMaterialBindSubsetsFamilyType(UsdGeom.Tokens.partition)
 
