@@ -21,7 +21,7 @@ def test_a_result_goes_where_the_user_says_or_beside(run, fitted, tmp_path, monk
     done = run("export", fitted / "fitkit", "--for", "blender", "--arkit-names", "suffix")
     assert done.exit_code == 0 and done.output == f"written: {tmp_path / 'anna_blender'}\n"
     names = json.loads((tmp_path / "anna_blender" / "arkit_names.json").read_text())["names"]
-    assert len(names) == 51 and "browDown_L" in names
+    assert len(names) == 52 and "browDown_L" in names and names[-1] == "tongueOut"
     again = run("export", fitted / "fitkit", "--for", "blender")
     assert (
         again.exit_code == 1 and "anna_blender: already exists; remove it or choose another" in again.output

@@ -181,7 +181,8 @@ def glb(model, result, path: Path) -> str:
     faces, corners = np.concatenate(faces), result.neutral.numpy()[shown.triangles]
     np.testing.assert_allclose(1e3 * points[faces], corners, atol=1e-3)
     names = mesh["extras"]["targetNames"]
-    assert len(names) == len(set(names)) == len(primitive["targets"]) <= model.num_expression
+    assert len(names) == len(set(names)) == len(primitive["targets"])
+    assert len(names) <= model.num_expression + len(model.extra_names)
     assert all(p["targets"] == primitive["targets"] for p in mesh["primitives"])
     for target in primitive["targets"]:
         assert accessor(document, binary, target["POSITION"]).shape == points.shape
