@@ -36,7 +36,9 @@ OTHERS = (
 )
 
 
-AWAY = 0.25  # what squared distances from the full mesh count beside those of the face and the eyes
+AWAY = (
+    0.25  # what squared distances from the full mesh count beside those of the face, the eyes and the teeth
+)
 MOST_SHAPES = 64  # of the model, which a coarser mesh follows
 
 
@@ -128,7 +130,7 @@ def _coarser(model: FaceModel, whole: Topology, count: int) -> Topology:
     texture = np.zeros((len(corners), 2)) if whole.uv is None else whole.uv[corners[:, 1]]
     locked = np.zeros(model.num_vertices, bool)
     locked[model.triangles[model.landmarks.triangle[model.landmarks.present]].numpy()] = True
-    weight = np.where(model.face.numpy() | in_region(model, EYES), 1.0, AWAY)
+    weight = np.where(model.face.numpy() | in_region(model, (*EYES, "teeth")), 1.0, AWAY)
     rows, triangles, corner = decimate(
         _shapes(model), whole.triangles, corner, texture, weight, locked, count
     )

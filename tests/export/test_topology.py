@@ -196,7 +196,7 @@ def test_a_coarser_head_is_near_the_full_one_and_not_turned_over_in_any_shape(sm
         if name in ("neutral", "jawOpen", "eyeBlink_L", "mouthPucker"):
             mesh = trimesh.Trimesh(points.numpy(), some, process=False)
             away = trimesh.proximity.closest_point(mesh, points.numpy()[face])[1]
-            assert away.mean() < 0.15 and away.max() < 1.2, name  # mm; measured 0.12 to 0.13, and 0.6 to 0.9
+            assert away.mean() < 0.15 and away.max() < 1.2, name  # mm; measured 0.14, and 0.6 to 0.9
 
 
 def test_files_of_a_coarser_mesh(tmp_path, monkeypatch):
