@@ -30,10 +30,10 @@ def write_obj(
 
     Args:
         vertices: [V, 3] of the model.
-        texture: name of the picture beside it; then there is a .mtl file with a material for each part.
+        texture: name of the picture beside it; then there is a .mtl file with a material for each part. There
+            are no groups, which many programs split into objects with vertices in another order.
         frame: what the numbers are, for the first line.
-        topology: which faces, in groups with the names of their parts; None: all of the model, in its order
-            and without groups.
+        topology: which faces; None: all of the model, in its order and as one part.
     """
     path = Path(path)
     shown = Topology.plain(model) if topology is None else topology
@@ -48,8 +48,6 @@ def write_obj(
         text += _rows("vt %.6f %.6f\n", shown.uv)
     text += _rows("vn %.4f %.4f %.4f\n", normals)
     for number, part in enumerate(shown.parts):
-        if len(shown.parts) > 1:
-            text += f"g {part.name}\n"
         if has_uv and texture:
             text += f"usemtl {part.name}\n"
         text += "".join(_faces(corner, uv) for corner, uv in shown.faces(number))
