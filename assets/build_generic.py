@@ -33,6 +33,7 @@ STORED_AS = {
     "mean": np.float32,
     "identity_basis": np.float16,
     "expression_basis": np.float16,
+    "extra_basis": np.float16,
     "uv": np.float32,
     "landmark_barycentric": np.float32,
     "albedo_mean": np.float32,

@@ -14,7 +14,7 @@ from .figures import Figures, LayoutSpline
 from .fine_skin import FineSkin, refine
 from .kernel import identity_basis, matrix_roots, mirror_correlation
 from .lids import Lids
-from .mouth import LOWER, UPPER, teeth, tongue
+from .mouth import LOWER, OUT_JAW, UPPER, teeth, tongue, tongue_out
 from .skin_mesh import SkinMesh, build_skin
 
 DRAWN, DRAWN_STEP = ("ears", "mouth_interior", "teeth", "gums", "tongue"), 1 / 128  # mm
@@ -244,12 +244,17 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
             )
         )
     expression = np.stack(shapes)
+    # The tongue put out, which no photo tells: with it the jaw opens as far as it needs.
+    extra = OUT_JAW * expression[[names.index("jawOpen")]]
+    out, rows = tongue_out(mouth), head.rigid["tongue"]
+    extra[0, rows] = out + OUT_JAW * jaw_motion(figures, figures.expressions["jawOpen"], out) - mean[rows]
     for loop, rows in ears:
         expression[:, rows] = follow_loop(mean[loop], expression[:, loop], mean[rows])
+        extra[:, rows] = OUT_JAW * expression[names.index("jawOpen")][rows]
 
     # What is drawn needs no finer steps than it is drawn with; files get smaller.
     drawn_rows = np.isin(region, [REGIONS.index(name) for name in DRAWN])
-    for basis in (identity, expression):
+    for basis in (identity, expression, extra):
         basis[:, drawn_rows] = np.round(basis[:, drawn_rows] / DRAWN_STEP) * DRAWN_STEP
 
     uv = sheet_uv(np.concatenate(head.layout)[:sheet])
@@ -265,6 +270,8 @@ def build_arrays(figures: Figures, symmetric: int, antisymmetric: int) -> dict[s
         "identity_basis": identity,
         "expression_basis": expression,
         "expression_names": np.array(names),
+        "extra_basis": extra,
+        "extra_names": np.array(["tongueOut"]),
         "triangles": triangles.astype(np.int32),
         "uv": uv,
         "uv_triangles": triangles.astype(np.int32),
@@ -477,9 +484,7 @@ def build_expression(
         field = turn(lids.field(name, turn(field), rest))
     out = extend(field[None], source, amount)[0]
     if name.startswith("jaw"):
-        chin = ("ibug_8", "ibug_9", "ibug_10", "ibug_9_right", "ibug_10_right")
-        jaw = [figures.names.index(n) for n in chin]
-        moved = lambda rows: rigid_motion(figures.position[jaw], displacement[jaw], mean[rows])
+        moved = lambda rows: jaw_motion(figures, displacement, mean[rows])
         for part in ("teeth_lower", "tongue"):
             out[head.rigid[part]] = moved(head.rigid[part])
         # What the lips leave of the bag: its lower half goes with the jaw.
@@ -498,6 +503,13 @@ def build_expression(
         centre = figures.eye_centre * [sign, 1, 1]
         out[rows] = (mean[rows] - centre) @ rotation(*turn).T + centre - mean[rows]
     return out
+
+
+def jaw_motion(figures: Figures, displacement: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Displacement of what hangs on the jaw at `at` [N, 3], where sites are displaced."""
+    chin = ("ibug_8", "ibug_9", "ibug_10", "ibug_9_right", "ibug_10_right")
+    jaw = [figures.names.index(n) for n in chin]
+    return rigid_motion(figures.position[jaw], displacement[jaw], at)
 
 
 def rotation(about_x: float, about_y: float) -> np.ndarray:

@@ -89,6 +89,20 @@ TONGUE = (
 )
 TONGUE_TIP = (-14.0, -6.0)  # depth and height
 TONGUE_ROUND = 16  # points of a ring
+# Put out, while the jaw is at rest: over the lower teeth and the lower lip. Nearly straight, so that on the
+# straight way there, which shapes go, it comes out above the lip.
+TONGUE_OUT = (
+    (21.0, 5.5, 2.8, -0.5),
+    (17.6, 9.2, 4.8, -0.2),
+    (11.6, 11.6, 6.2, 0.4),
+    (4.6, 12.6, 6.7, 0.8),
+    (-3.5, 12.9, 6.7, 0.9),
+    (-12.5, 13.5, 6.2, 0.2),
+    (-28.0, 14.5, 5.0, -10.0),
+    (-50.0, 8.0, -1.0, -12.0),
+)
+TONGUE_OUT_TIP = (22.4, 0.7)
+OUT_JAW = 0.33  # of jawOpen, which makes room for it
 FURROW, FURROW_WIDTH = 1.1, 2.6  # mm, along the middle of the tongue
 
 
@@ -185,24 +199,40 @@ def teeth(row: Row, lips: tuple[float, float]) -> Drawn:
 
 def tongue(lips: tuple[float, float]) -> Drawn:
     """A tongue on the floor of the mouth, open at its root; lips: as of `teeth`."""
-    turn = np.arange(TONGUE_ROUND) / TONGUE_ROUND * 2 * np.pi  # 0: top, then over the left side
-    up, side = np.cos(turn).round(9), np.sin(turn).round(9)
-    vertices, disc = [np.array([[0.0, TONGUE_TIP[1], TONGUE_TIP[0]]])], [np.zeros((1, 2))]
-    for k, (depth, half, top, bottom) in enumerate(TONGUE):
-        x = half * np.sign(side) * np.abs(side) ** 0.8
-        y = 0.5 * (top + bottom) + 0.5 * (top - bottom) * np.sign(up) * np.abs(up) ** 0.7
-        furrow = FURROW * min(1.0, half / 12) * np.exp(-0.5 * (x / FURROW_WIDTH) ** 2)
-        vertices.append(np.c_[x, y - np.where(up > 0, furrow, 0.0), np.full(len(turn), depth)])
-        disc.append(np.c_[side, up] * (k + 1) / len(TONGUE))
-    n, count = len(turn), 1 + len(turn) * len(TONGUE)
+    up, side = _tongue_turn()
+    disc = [np.zeros((1, 2))]
+    disc += [np.c_[side, up] * (k + 1) / len(TONGUE) for k in range(len(TONGUE))]
+    n, count = len(up), 1 + len(up) * len(TONGUE)
     number = np.arange(1, count).reshape(-1, n)
     faces = [np.c_[np.zeros(n, int), np.roll(number[0], -1), number[0]]]
     faces += [strip(a, b, closed=True, turn_at=n // 2)[:, [0, 2, 1]] for a, b in itertools.pairwise(number)]
     return Drawn(
-        np.concatenate(vertices) + [0.0, lips[0], lips[1]],
+        _tongue_points(TONGUE, TONGUE_TIP, lips),
         np.concatenate(faces),
         np.repeat("tongue", count),
         0.5 + 0.5 * np.concatenate(disc),
         np.r_[0, number[:, -np.arange(n)].ravel()],
         np.zeros(count),
     )
+
+
+def tongue_out(lips: tuple[float, float]) -> np.ndarray:
+    """The vertices of `tongue` [M, 3] where it is put out, while the jaw is at rest."""
+    return _tongue_points(TONGUE_OUT, TONGUE_OUT_TIP, lips)
+
+
+def _tongue_turn() -> tuple[np.ndarray, np.ndarray]:
+    """Up and sidewards, -1 to 1, of the points of a ring: from the top over the left side."""
+    turn = np.arange(TONGUE_ROUND) / TONGUE_ROUND * 2 * np.pi
+    return np.cos(turn).round(9), np.sin(turn).round(9)
+
+
+def _tongue_points(rings, tip: tuple[float, float], lips: tuple[float, float]) -> np.ndarray:
+    up, side = _tongue_turn()
+    vertices = [np.array([[0.0, tip[1], tip[0]]])]
+    for depth, half, top, bottom in rings:
+        x = half * np.sign(side) * np.abs(side) ** 0.8
+        y = 0.5 * (top + bottom) + 0.5 * (top - bottom) * np.sign(up) * np.abs(up) ** 0.7
+        furrow = FURROW * min(1.0, half / 12) * np.exp(-0.5 * (x / FURROW_WIDTH) ** 2)
+        vertices.append(np.c_[x, y - np.where(up > 0, furrow, 0.0), np.full(len(up), depth)])
+    return np.concatenate(vertices) + [0.0, lips[0], lips[1]]

@@ -71,12 +71,16 @@ async function loadFace(data) {
   const packed = Uint8Array.from(letters, (c) => c.charCodeAt(0));
   const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   const gltf = await new THREE.GLTFLoader().parseAsync(await new Response(unpacked).arrayBuffer(), "");
-  let mesh = null;
+  const parts = [];
   gltf.scene.traverse((node) => {
-    if (node.isMesh && !mesh) mesh = node;
+    if (node.isMesh) parts.push(node);
   });
+  const [mesh, ...others] = parts;
   if (!mesh) throw new Error("subject.glb holds no mesh");
   const geometry = mesh.geometry;
+  // The parts of a face share their vertices; here they are one mesh.
+  geometry.setIndex(parts.flatMap((part) => Array.from(part.geometry.index.array)));
+  for (const part of others) part.removeFromParent();
   const names = Object.entries(mesh.morphTargetDictionary || {});
   const targets = geometry.morphAttributes.position || [];
   const face = {

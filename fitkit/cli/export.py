@@ -8,7 +8,7 @@ import click
 
 from fitkit.cli.fit import texture_size_option
 from fitkit.cli.loading import loading
-from fitkit.export.targets import SPELLINGS, TARGETS, ExportOptions
+from fitkit.export.targets import LEAST_VERTICES, SPELLINGS, TARGETS, ExportOptions
 
 
 def _help() -> str:
@@ -43,6 +43,13 @@ def _help() -> str:
     show_default=True,
     help="Spelling of expression shapes: browDownLeft (apple) or browDown_L (suffix).",
 )
+@click.option(
+    "--vertices",
+    type=click.IntRange(min=LEAST_VERTICES),
+    default=None,
+    metavar="N",
+    help="With --for blender and usd: a coarser mesh of at most N vertices, as 5000 or 2000; default: all.",
+)
 @texture_size_option
 @click.option(
     "--texture-layout",
@@ -50,7 +57,7 @@ def _help() -> str:
     metavar="NAME|PATH",
     help="With --for textures: the face model whose UV layout the maps have; default: that of RESULT.",
 )
-def export(result, target, output, photos, arkit_names, texture_size, texture_layout):
+def export(result, target, output, photos, arkit_names, vertices, texture_size, texture_layout):
     with loading():
         from fitkit.export.load import load_result
         from fitkit.export.targets import export_result
@@ -58,7 +65,8 @@ def export(result, target, output, photos, arkit_names, texture_size, texture_la
 
     loaded = load_result(result, photos=photos)
     place = output or Path(f"{stems_of([loaded.subject.name])[0]}_{target}")
-    options = ExportOptions(arkit_names, None if texture_size is None else int(texture_size), texture_layout)
+    size = None if texture_size is None else int(texture_size)
+    options = ExportOptions(arkit_names, size, vertices, texture_layout)
     path, notes = export_result(loaded, target, place, options)
     for note in notes:
         click.echo(f"note: {note}", err=True)

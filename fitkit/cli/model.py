@@ -54,6 +54,7 @@ def info(name):
         "vertices": m.num_vertices,
         "triangles": len(m.triangles),
         **m.coefficients,
+        **({"extra": f"{', '.join(m.extra_names)} (exported, not fitted)"} if m.extra_names else {}),
         "landmarks": _landmarks(m.landmarks),
         "regions": ", ".join(m.region_names[number] for number in m.region.unique().tolist()),
         "uv": "yes" if m.uv is not None else "no",

@@ -27,6 +27,7 @@ from fitkit.export.pages.pictures import THUMBNAIL, draw_thumbnail
 from fitkit.export.parameters import save_parameters
 from fitkit.export.preview import TILE, Sides, draw_detail, draw_preview, draw_uncertainty
 from fitkit.export.texture import TEXTURE, encode_png, fuse_result, texture_size, write_maps
+from fitkit.export.topology import topology_of
 from fitkit.fitting.appearance import Decomposition
 from fitkit.fitting.result import FitResult
 from fitkit.geometry.color import srgb_from_linear
@@ -152,8 +153,10 @@ def _write_all(result: FitResult, folder: Path, pictures: bool) -> None:
             maps = attempt("the texture", lambda: fuse_result(result, size, parts=parts), None, lacking)
         if maps is not None:
             texture, png = write_maps(maps, folder)
-        write_obj(folder / "subject.obj", neutral, model, None if texture is None else TEXTURE)
-        write_glb(folder / "subject.glb", neutral, model, png, name=result.subject.name)
+        shown, name = topology_of(model), result.subject.name
+        picture = None if texture is None else TEXTURE
+        write_obj(folder / "subject.obj", neutral, model, picture, topology=shown)
+        write_glb(folder / "subject.glb", neutral, model, png, name, topology=shown)
         write_picture("preview.png", lambda: draw_preview(sides, model, texture))
 
     def meshes() -> None:

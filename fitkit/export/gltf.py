@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fitkit.export.arkit import arkit_shapes as arkit_shapes
 from fitkit.export.morphs import FRAMES_PER_SECOND, Morph, Track, morphs_of
+from fitkit.export.topology import Topology, topology_of
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
 from fitkit.models.skinned import SkinnedModel
@@ -39,6 +40,7 @@ def write_glb(
     name: str = "subject",
     morphs: Sequence[Morph] | None = None,
     track: Track | None = None,
+    topology: Topology | None = None,
 ) -> Path:
     """Write the neutral face with UV, normals, texture and one morph target per expression: a blend shape at
     weight 1, or one standard deviation of a Gaussian coefficient, whose weights may be negative.
@@ -47,6 +49,9 @@ def write_glb(
     INFLUENCES largest weights of each vertex, made to sum to 1. Corrective shapes have no place in glTF, and
     the joints do not follow the morph targets.
 
+    Each part of the face is a primitive of the one mesh with a material of its own; they share all vertices
+    and morph targets. So programs show one object with one slider for each expression.
+
     Args:
         vertices: [V, 3] mm, head frame, of this model without expression and with its joints at rest; written
             in metres. Vertices on UV seams are repeated, as glTF asks.
@@ -54,10 +59,12 @@ def write_glb(
             per vertex.
         morphs: the morph targets; None: all of the model.
         track: an animation of these morph targets, of the head and its joints; None: the head stands still.
+        topology: which faces; None: all of the model.
     """
     morphs = morphs_of(model) if morphs is None else morphs
+    topology = topology_of(model) if topology is None else topology
     buffer = _Buffer()
-    vertex, uv, faces = _split_seams(model)
+    vertex, uv, faces = _split_seams(topology)
     points = (vertices.double().numpy() * MM).astype(np.float32)[vertex]
     normals = vertex_normals(vertices[None].double(), model.triangles)[0].numpy().astype(np.float32)
     normals[np.abs(normals).sum(1) == 0] = (0, 0, 1)  # loose vertices: glTF wants unit length
@@ -71,19 +78,28 @@ def write_glb(
         bones, skin = _skeleton(buffer, model, vertices, first=1)
         document["nodes"] = [{"name": name, "mesh": 0, "skin": 0}, *bones]
         document |= {"scenes": [{"nodes": [0, 1]}], "skins": [skin]}
-    colors, look = _look(buffer, model, vertex, uv, texture_png)
+    colors, look = _look(buffer, model, topology, vertex, uv, texture_png)
     attributes |= colors
     document |= look
     kind = np.uint16 if len(points) <= 65535 else np.uint32
-    indices = buffer.accessor(faces.astype(kind).reshape(-1), 34963)
     targets, target_names = [], []
     for morph in morphs:
         targets.append({"POSITION": buffer.sparse(morph.delta * MM, vertex, kind)})
         target_names.append(morph.name)
-    primitive: dict[str, Any] = {"attributes": attributes, "indices": indices, "material": 0, "mode": 4}
-    mesh: dict[str, Any] = {"name": name, "primitives": [primitive]}
+    primitives: list[dict[str, Any]] = []
+    for number in range(len(topology.parts)):
+        indices = faces[topology.of_part(number)].astype(kind).reshape(-1)
+        primitives.append(
+            {
+                "attributes": attributes,
+                "indices": buffer.accessor(indices, 34963),
+                "material": number,
+                "mode": 4,
+            }
+            | ({"targets": targets} if targets else {})
+        )
+    mesh: dict[str, Any] = {"name": name, "primitives": primitives}
     if targets:
-        primitive["targets"] = targets
         mesh["weights"] = [0.0] * len(targets)
         mesh["extras"] = {"targetNames": target_names}
     if track is not None:
@@ -94,17 +110,18 @@ def write_glb(
 
 
 def _look(
-    buffer: _Buffer, model: FaceModel, vertex: np.ndarray, uv: np.ndarray | None, texture_png: bytes | None
+    buffer: _Buffer,
+    model: FaceModel,
+    topology: Topology,
+    vertex: np.ndarray,
+    uv: np.ndarray | None,
+    texture_png: bytes | None,
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """What gives the vertices `vertex` [N] of the model their colours: attributes of the mesh, and the
-    material of the document with its texture."""
+    materials of the document with their texture."""
     attributes: dict[str, int] = {}
     parts: dict[str, Any] = {}
-    surface: dict[str, Any] = {
-        "metallicFactor": 0.0,
-        "roughnessFactor": 0.85,
-        "baseColorFactor": [1, 1, 1, 1],
-    }
+    shared: dict[str, Any] = {"metallicFactor": 0.0}
     if uv is not None and texture_png is not None:
         # glTF measures v downwards from the top edge of the picture.
         down = np.stack([uv[:, 0], 1 - uv[:, 1]], -1).astype(np.float32)
@@ -113,12 +130,24 @@ def _look(
         parts["images"] = [image]
         parts["samplers"] = [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}]
         parts["textures"] = [{"source": 0, "sampler": 0}]
-        surface["baseColorTexture"] = {"index": 0}
+        shared["baseColorTexture"] = {"index": 0}
     elif model.albedo_mean is not None:
         albedo = model.albedo_mean.clamp(0, 1).numpy().astype(np.float32)
         attributes["COLOR_0"] = buffer.accessor(albedo[vertex], 34962)
-    material = {"name": "face", "doubleSided": True, "pbrMetallicRoughness": surface}
-    return attributes, parts | {"materials": [material]}
+    plain = not attributes  # neither texture nor colours
+    materials = [
+        {
+            "name": part.name,
+            "doubleSided": True,
+            "pbrMetallicRoughness": shared
+            | {
+                "roughnessFactor": part.roughness,
+                "baseColorFactor": [*(part.color if plain else (1, 1, 1)), 1],
+            },
+        }
+        for part in topology.parts
+    ]
+    return attributes, parts | {"materials": materials}
 
 
 def _container(document: dict[str, Any], buffer: _Buffer) -> bytes:
@@ -196,15 +225,15 @@ def _animation(buffer: _Buffer, track: Track, document: dict[str, Any]) -> dict[
     return {"name": "photos", "samplers": samplers, "channels": channels}
 
 
-def _split_seams(model: FaceModel) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+def _split_seams(topology: Topology) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """One vertex per (position, UV) pair: model vertex of each [N], its UV [N, 2] or None, triangles [F,
     3]."""
-    corner = model.triangles.numpy()
-    if model.uv is None:
-        return np.arange(model.num_vertices), None, corner
-    key = corner.astype(np.int64) * len(model.uv) + model.uv_triangles.numpy()
+    corner, uv = topology.triangles, topology.uv
+    if uv is None or topology.uv_triangles is None:
+        return topology.vertex, None, corner
+    key = corner * len(uv) + topology.uv_triangles
     unique, faces = np.unique(key.reshape(-1), return_inverse=True)
-    return unique // len(model.uv), model.uv.numpy()[unique % len(model.uv)], faces.reshape(-1, 3)
+    return topology.vertex[unique // len(uv)], uv[unique % len(uv)], faces.reshape(-1, 3)
 
 
 class _Buffer:

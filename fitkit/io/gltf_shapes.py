@@ -232,19 +232,21 @@ def _at_rest(reader: _Reader, skin: dict[str, Any], world: dict[int, np.ndarray]
 
 
 def _pieces(reader: _Reader, mesh: dict[str, Any], matrix: np.ndarray) -> Iterator[ShapedMesh]:
-    """The primitives of a mesh, one row of texture coordinates for each vertex."""
+    """The primitives of a mesh, one row of texture coordinates for each vertex; those that share their
+    vertices, as one with several materials, together."""
     names = (mesh.get("extras") or {}).get("targetNames", [])
+    sharing: list[list[dict[str, Any]]] = []
     for primitive in mesh["primitives"]:
         if primitive.get("mode", TRIANGLES) != TRIANGLES:
             raise ValueError("it has lines, points or strips beside triangles")
+        if sharing and all(primitive.get(k) == sharing[-1][0].get(k) for k in ("attributes", "targets")):
+            sharing[-1].append(primitive)
+        else:
+            sharing.append([primitive])
+    for primitive, *others in sharing:
         attributes = primitive["attributes"]
         points = _vectors(reader, attributes["POSITION"])
-        if "indices" in primitive:
-            corners = reader.array(primitive["indices"]).reshape(-1).astype(np.int64)
-        else:
-            corners = np.arange(len(points))
-        if len(corners) % 3 or (len(corners) and not 0 <= corners.min() <= corners.max() < len(points)):
-            raise ValueError(f"its triangles refer to vertices beyond the {len(points)} of their mesh")
+        corners = np.concatenate([_corners(reader, p, len(points)) for p in (primitive, *others)])
         shapes = {}
         for i, target in enumerate(primitive.get("targets", [])):
             if "POSITION" in target:
@@ -263,6 +265,17 @@ def _pieces(reader: _Reader, mesh: dict[str, Any], matrix: np.ndarray) -> Iterat
         if np.linalg.det(matrix[:3, :3]) < 0:
             triangles = triangles[:, ::-1]
         yield ShapedMesh(points @ matrix[:3, :3].T + matrix[:3, 3], triangles, shapes, uv, triangles)
+
+
+def _corners(reader: _Reader, primitive: dict[str, Any], count: int) -> np.ndarray:
+    """Vertices [3 F] of the triangles of a primitive that has `count` vertices."""
+    if "indices" not in primitive:
+        corners = np.arange(count)
+    else:
+        corners = reader.array(primitive["indices"]).reshape(-1).astype(np.int64)
+    if len(corners) % 3 or (len(corners) and not 0 <= corners.min() <= corners.max() < count):
+        raise ValueError(f"its triangles refer to vertices beyond the {count} of their mesh")
+    return corners
 
 
 def _vectors(reader: _Reader, number: int) -> np.ndarray:

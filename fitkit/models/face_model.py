@@ -295,7 +295,8 @@ class FaceModel:
     uv_triangles [F, 3] int64 rows parallel to `triangles`, or None; albedo_mean [V, 3] linear RGB, or None;
     albedo_basis [K_al, V, 3] linear RGB per unit coefficient (standard-normal, as the identity), or None;
     calibration: of error bars, None where nobody has measured it; notes: what a user of other software should
-    know, as how coefficients relate to those published.
+    know, as how coefficients relate to those published; extra_names and extra_basis [K_x, V, 3] mm at weight
+    1: blend shapes that no fit estimates and files for other tools have, as a tongue put out, or None.
     """
 
     name: str
@@ -319,6 +320,8 @@ class FaceModel:
     expression_sigma: Tensor | None = None
     calibration: Calibration | None = None
     notes: str = ""
+    extra_names: tuple[str, ...] = ()
+    extra_basis: Tensor | None = None
 
     def __repr__(self) -> str:
         joints = f"{self.num_joints} joints, " if self.num_joints else ""

@@ -47,6 +47,8 @@ OPTIONAL = (
     "source",
     "license",
     "notes",
+    "extra_names",
+    "extra_basis",
 )
 # Of models with joints: all of them, and maybe pose_basis.
 JOINTS = ("joint_names", "joint_regressor", "joint_parents", "skinning_weights", "joint_sigma")
@@ -61,6 +63,7 @@ TEXTS = {
     "expression_kind": (),
     "expression_names": ("K_ex",),
     "region_names": ("R",),
+    "extra_names": ("K_x",),
     "joint_names": ("J",),
 }
 KINDS = (
@@ -73,6 +76,7 @@ LARGEST = {
     "mean": 1e4,
     "identity_basis": 1e3,
     "expression_basis": 1e3,
+    "extra_basis": 1e3,
     "albedo_mean": 10,
     "albedo_basis": 10,
     "pose_basis": 1e3,
@@ -152,6 +156,8 @@ def load_model_file(path: str | os.PathLike) -> FaceModel:
         expression_kind=cast(Any, str(arrays.get("expression_kind", "blend_shape"))),
         expression_sigma=real("expression_sigma"),
         calibration=_calibration(arrays),
+        extra_names=tuple(str(n) for n in arrays.get("extra_names", ())),
+        extra_basis=real("extra_basis"),
     )
     given = [k for k in (*JOINTS, "pose_basis") if k in arrays]
     if given and not set(JOINTS) <= set(given):
@@ -218,6 +224,8 @@ def check_model(model: FaceModel, where: str) -> None:
         wanted["albedo_mean"] = (model.albedo_mean, (V, 3))
     if model.albedo_basis is not None:
         wanted["albedo_basis"] = (model.albedo_basis, (len(model.albedo_basis), V, 3))
+    if model.extra_basis is not None and model.extra_names:
+        wanted["extra_basis"] = (model.extra_basis, (len(model.extra_names), V, 3))
     if isinstance(model, SkinnedModel):
         J = model.num_joints
         wanted["joint_regressor"] = (model.joint_regressor, (1 + J, V))
@@ -276,6 +284,7 @@ def check_model(model: FaceModel, where: str) -> None:
     if model.albedo_basis is not None and model.albedo_mean is None:
         raise InputError(f"{where}: albedo_basis: expected albedo_mean with it, got none")
     _check_expression(model, where)
+    _check_extra(model, where)
     if isinstance(model, SkinnedModel):
         _check_joints(model, where)
     if model.calibration is not None:
@@ -316,6 +325,21 @@ def _check_expression(model: FaceModel, where: str) -> None:
         raise InputError(
             f"{where}: expression_sigma: expected finite standard deviations of {LEAST_SIGMA:g} or more, got "
             f"{float(sigma.min()):.4g} to {float(sigma.max()):.4g}"
+        )
+
+
+def _check_extra(model: FaceModel, where: str) -> None:
+    """Refuse shapes for other tools that would be mixed up with others."""
+    names = model.extra_names
+    if bool(names) != (model.extra_basis is not None):
+        raise InputError(
+            f"{where}: extra_names and extra_basis must both be given, with a name for each shape"
+        )
+    known = set(model.expression_names)
+    twice = [name for n, name in enumerate(names) if name in known or name in names[:n]]
+    if twice:
+        raise InputError(
+            f"{where}: extra_names: expected names that no other shape has, got {twice[0]!r} twice"
         )
 
 
@@ -409,9 +433,12 @@ def save_model_file(model: FaceModel, path: str | os.PathLike) -> Path:
         ("skinning_weights", np.float32),
         ("joint_sigma", np.float32),
         ("pose_basis", np.float16),
+        ("extra_basis", np.float16),
     ):
         if getattr(model, key, None) is not None:
             arrays[key] = getattr(model, key).numpy().astype(dtype)
+    if model.extra_names:
+        arrays["extra_names"] = np.array(model.extra_names)
     if isinstance(model, SkinnedModel):
         arrays |= {"joint_names": np.array(model.joint_names), "joint_parents": np.array(model.joint_parents)}
     with (

@@ -21,7 +21,7 @@ def test_a_result_goes_where_the_user_says_or_beside(run, fitted, tmp_path, monk
     done = run("export", fitted / "fitkit", "--for", "blender", "--arkit-names", "suffix")
     assert done.exit_code == 0 and done.output == f"written: {tmp_path / 'anna_blender'}\n"
     names = json.loads((tmp_path / "anna_blender" / "arkit_names.json").read_text())["names"]
-    assert len(names) == 51 and "browDown_L" in names
+    assert len(names) == 52 and "browDown_L" in names and names[-1] == "tongueOut"
     again = run("export", fitted / "fitkit", "--for", "blender")
     assert (
         again.exit_code == 1 and "anna_blender: already exists; remove it or choose another" in again.output
@@ -40,6 +40,14 @@ def test_another_face_model(run, fitted, tmp_path):
     done = run("export", fitted / "fitkit", "--for", "insta", "-o", tmp_path / "a")
     assert done.exit_code == 1 and not list(tmp_path.iterdir())
     assert "expected the face model FLAME, got 'generic'; convert it first with 'fitkit conv" in done.output
+
+
+def test_a_coarser_mesh(run, fitted, tmp_path):
+    done = run("export", fitted / "fitkit", "--for", "blender", "--vertices", "900", "-o", tmp_path / "a")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "a" / "obj" / "neutral.obj").read_text().count("\nv ") == 900
+    done = run("export", fitted / "fitkit", "--for", "usd", "--vertices", "20", "-o", tmp_path / "b")
+    assert done.exit_code == 2 and "20 is not in the range x>=500" in done.output
 
 
 def test_what_is_no_result(run, tmp_path):

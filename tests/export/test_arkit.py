@@ -1,4 +1,5 @@
 from fitkit.export.arkit import ARKIT, SUFFIX, arkit_shapes, missing_of_arkit
+from fitkit.export.morphs import morphs_of
 from fitkit.models.registry import load_model
 
 
@@ -23,8 +24,10 @@ def test_both_spellings_of_the_same_shapes():
     assert suffix == ["browInnerUp", "jawLeft", "eyeBlink_L", "mouthSmile_R", "smile", "own_L"]
 
 
-def test_generic_has_all_but_the_tongue():
+def test_generic_has_all_52():
+    model = load_model("generic")
     for spelling in ("apple", "suffix"):
-        names = [name for name, _ in arkit_shapes(load_model("generic").expression_names, spelling)]
-        assert len(names) == 51 and missing_of_arkit(names) == ["tongueOut"]
-    assert missing_of_arkit([*names, "tongueOut"]) == []
+        names = [morph.name for morph in morphs_of(model, spelling)]
+        assert len(names) == 52 and missing_of_arkit(names) == [] and names[-1] == "tongueOut"
+    assert missing_of_arkit(names[:-1]) == ["tongueOut"]
+    assert sorted(morph.name for morph in morphs_of(model)) == sorted(ARKIT)

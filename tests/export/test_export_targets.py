@@ -154,6 +154,32 @@ def test_the_animation_shows_each_photo(tmp_path):
         np.testing.assert_allclose(seen, posed, atol=3e-5)  # vertices that hardly move are left out
 
 
+@pytest.mark.parametrize("kind", ["blend_shape", "gaussian"])
+def test_shapes_that_no_fit_estimates_come_last_and_rest_in_the_animation(tmp_path, kind):
+    plain = tiny_model()
+    extra = torch.zeros(3, plain.num_vertices, 3)
+    extra[0, 5, 2], extra[1, 7, 1], extra[2, 8, 1] = 9.0, 2.0, 3.0
+    names = ("tongueOut", "cheekPuff_L", "cheekPuff_R")
+    result = tiny_result(model=replace(plain, extra_names=names, extra_basis=extra, expression_kind=kind))
+    path, _ = export_result(result, "blender", tmp_path / "out")
+    told = json.loads((path / "arkit_names.json").read_text())["names"]
+    assert len(told) == 8 and told[-2:] == ["tongueOut", "cheekPuff"]
+    document, binary = read(path / "photos.glb")
+    mesh = document["meshes"][0]
+    assert mesh["extras"]["targetNames"] == told
+    delta = accessor(document, binary, mesh["primitives"][0]["targets"][6]["POSITION"])
+    assert sorted(1e3 * delta[delta != 0]) == pytest.approx([9.0])
+    animation = document["animations"][0]
+    (channel,) = (c for c in animation["channels"] if c["target"]["path"] == "weights")
+    weights = accessor(document, binary, animation["samplers"][channel["sampler"]]["output"]).reshape(3, 8)
+    assert not weights[:, 6:].any() and weights[:, :6].any()
+    shape = trimesh.load(path / "obj" / "cheekPuff.obj", process=False)
+    neutral = trimesh.load(path / "obj" / "neutral.obj", process=False)
+    moved = shape.vertices - neutral.vertices
+    np.testing.assert_allclose(moved[[7, 8], 1], [2, 3], atol=2e-5)
+    assert np.abs(moved).sum() == pytest.approx(5, abs=1e-3)
+
+
 def test_the_animation_counts_gaussian_expressions_in_their_sigmas(tmp_path):
     sigma = torch.linspace(0.5, 2, 6)
     model = replace(tiny_model(), expression_kind="gaussian", expression_sigma=sigma)

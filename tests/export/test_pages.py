@@ -618,6 +618,20 @@ class TestInABrowser:
         face.run("document.getElementById('reset').click()")
         np.testing.assert_array_equal(self.points(face), rest)
 
+    def test_all_parts_of_a_face_are_shown(self, browser, written, result, tmp_path):
+        out = shutil.copytree(written, tmp_path / "out")
+        region = (result.model.mean[:, 1] > 0).long() * 2
+        model = replace(result.model, region=region, region_names=("face", "head", "teeth"))
+        write_glb(out / "subject.glb", result.neutral, model)
+        document, binary = read(out / "subject.glb")
+        parts = [accessor(document, binary, p["indices"]) for p in document["meshes"][0]["primitives"]]
+        browser.open(write_fit_page(out))
+        browser.wait("!document.getElementById('stage-note')")
+        drawn = browser.run("Array.from(fitkit.face.mesh.geometry.index.array)")
+        assert len(parts) == 2 and drawn == np.concatenate(parts)[:, 0].tolist()
+        meshes = "(n => { fitkit.face.root.traverse((o) => { if (o.isMesh) n += 1; }); return n; })(0)"
+        assert browser.run(meshes) == 1 and browser.problems == []
+
     def test_surfaces_and_keys(self, face):
         for surface, legend in (("clay", True), ("bars", False), ("texture", True)):
             face.run(f"document.querySelector('input[value={surface}]').click()")

@@ -19,6 +19,7 @@ from PIL import Image
 import fitkit
 from fitkit.cli.main import main
 from fitkit.export import folder as export
+from fitkit.export.topology import topology_of
 from fitkit.fitting.predict import load_trained, predict_observed
 from fitkit.fitting.recipe import load_recipe
 from fitkit.fitting.run import fit_observed
@@ -177,13 +178,17 @@ def glb(model, result, path: Path) -> str:
     """The mesh with its morph targets and joints."""
     document, binary = read(path)
     mesh = document["meshes"][0]
-    (primitive,) = mesh["primitives"]
+    primitive = mesh["primitives"][0]
     points = accessor(document, binary, primitive["attributes"]["POSITION"])
-    faces = accessor(document, binary, primitive["indices"]).reshape(-1, 3)
-    corners = result.neutral[model.triangles].numpy()
+    faces = [accessor(document, binary, p["indices"]).reshape(-1, 3) for p in mesh["primitives"]]
+    shown = topology_of(model)
+    assert [len(rows) for rows in faces] == np.bincount(shown.part).tolist()
+    faces, corners = np.concatenate(faces), result.neutral.numpy()[shown.triangles]
     np.testing.assert_allclose(1e3 * points[faces], corners, atol=1e-3)
     names = mesh["extras"]["targetNames"]
-    assert len(names) == len(set(names)) == len(primitive["targets"]) <= model.num_expression
+    assert len(names) == len(set(names)) == len(primitive["targets"])
+    assert len(names) <= model.num_expression + len(model.extra_names)
+    assert all(p["targets"] == primitive["targets"] for p in mesh["primitives"])
     for target in primitive["targets"]:
         assert accessor(document, binary, target["POSITION"]).shape == points.shape
     if not model.num_joints:

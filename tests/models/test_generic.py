@@ -440,6 +440,39 @@ def test_smile_lifts_and_widens_the_corners(model):
     )
 
 
+def test_the_tongue_comes_out_between_the_lips(model):
+    (name,), (out,) = model["extra_names"], model["extra_basis"].astype(np.float64)
+    assert name == "tongueOut" and name not in model["expression_names"]
+    mean, jaw = model["mean"].astype(np.float64), shape(model, "jawOpen")
+    tongue = region(model, "tongue")
+    # All else does what the jaw does; so the rows of teeth come apart.
+    np.testing.assert_allclose(out[~tongue], 0.33 * jaw[~tongue], atol=0.02)
+    after = mean + out
+    marks = landmarks(model, after)
+    upper, lower = marks[62], marks[66]  # the lips in the middle
+    assert 7 < upper[1] - lower[1] < 14
+    root = tongue & (mean[:, 2] == mean[tongue, 2].min())
+    np.testing.assert_allclose(out[root], 0.33 * jaw[root], atol=0.05)
+    front = after[tongue]
+    assert 10 < front[:, 2].max() - marks[[51, 57], 2].max() < 25  # mm ahead of both lips
+    # Where it passes the rows of teeth and the lips, it lies between them.
+    middle = np.abs(front[:, 0]) < 1
+    for row, bound, side in (
+        ("upper", after[region(model, "teeth") & (jaw[:, 1] == 0) & (np.abs(mean[:, 0]) < 4)], -1),
+        ("lower", after[region(model, "teeth") & (jaw[:, 1] < 0) & (np.abs(mean[:, 0]) < 4)], 1),
+    ):
+        edge = bound[(-side * bound[:, 1]).argmin()]
+        near = middle & (np.abs(front[:, 2] - edge[2]) < 9)
+        assert near.sum() >= 4 and (side * (front[near, 1] - edge[1]) > 0).all(), row
+    over = middle & (front[:, 2] > lower[2] - 2) & (front[:, 2] < lower[2] + 4)
+    assert over.any() and (front[over, 1] > lower[1]).all() and (front[over, 1] < upper[1]).all()
+    # As broad as a tongue, within the corners of the mouth, mirror-symmetric.
+    assert np.ptp(front[front[:, 2] > lower[2], 0]) == pytest.approx(25, abs=3)
+    np.testing.assert_allclose(
+        np.sort(front[front[:, 0] > 0.01, 0]), np.sort(-front[front[:, 0] < -0.01, 0]), atol=0.03
+    )
+
+
 def test_half_precision_is_enough(model):
     # Spacing of half precision is 2^-6 mm from 16 mm on: half of it is the error.
     assert np.abs(model["identity_basis"]).max() < 16.0
@@ -460,6 +493,7 @@ def test_script_rebuilds_the_file(model, rebuilt):
         model["expression_basis"].astype(np.float64),
         atol=0.02,
     )
+    np.testing.assert_allclose(rebuilt["extra_basis"], model["extra_basis"], atol=0.02)
     np.testing.assert_allclose(rebuilt["albedo_mean"], model["albedo_mean"], atol=1e-3)
     np.testing.assert_allclose(rebuilt["uv"], model["uv"], atol=1e-5)
 

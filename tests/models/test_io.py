@@ -224,6 +224,35 @@ def test_albedo_basis(tmp_path):
         load_model_file(path)
 
 
+def test_shapes_that_are_exported_only(tmp_path):
+    extra = torch.zeros(2, 315, 3)
+    extra[0, :, 2], extra[1, 9] = 4.0, 0.25
+    model = replace(tiny_model(), extra_names=("tongueOut", "earsUp"), extra_basis=extra)
+    path = save_model_file(model, tmp_path / "m.npz")
+    loaded = load_model_file(path)
+    assert loaded.extra_names == model.extra_names and torch.equal(loaded.extra_basis, extra)
+    assert loaded.num_expression == 6 and loaded.coefficients["expression"].size == 6
+    assert loaded.to(dtype=torch.float64).extra_basis.dtype == torch.float64
+    assert torch.equal(loaded.with_mean(loaded.mean + 1).extra_basis, extra)
+    with np.load(path) as data:
+        assert int(data["version"]) == 1  # older fitkits read the rest
+        arrays = {k: data[k] for k in data.files}
+    assert load_model_file(save_model_file(tiny_model(), tmp_path / "n.npz")).extra_basis is None
+    for change, message in (
+        ({"extra_names": None}, "extra_names and extra_basis must both be given, with a name for each shape"),
+        ({"extra_basis": None}, "extra_names and extra_basis must both be given"),
+        ({"extra_names": np.array(["a"])}, r"extra_basis: expected shape \(1, 315, 3\), got \(2, 315, 3\)"),
+        ({"extra_names": np.array(["a", "a"])}, "names that no other shape has, got 'a' twice"),
+        ({"extra_names": np.array(["a", "jawOpen"])}, "names that no other shape has, got 'jawOpen' twice"),
+        ({"extra_basis": np.full((2, 315, 3), np.nan)}, "extra_basis holds values that are not finite"),
+        ({"extra_basis": np.full((2, 315, 3), 1e4)}, "extra_basis: expected values up to 1000, got 1e"),
+        ({"extra_names": np.ones(2)}, "extra_names: expected text, got float64"),
+    ):
+        np.savez(path, **{k: v for k, v in (arrays | change).items() if v is not None})
+        with pytest.raises(InputError, match=message):
+            load_model_file(path)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # the list of targets comes without torch
     from fitkit.fitting.result import FitResult
 
 SPELLINGS: tuple[Spelling, ...] = ("apple", "suffix")
+COARSER = ("blender", "usd")  # targets whose mesh may have fewer vertices
+LEAST_VERTICES = 500
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class ExportOptions:
 
     arkit_names: Spelling = "apple"  # of expression shapes: browDownLeft, or browDown_L
     texture_size: int | None = None  # px, side of texture.png and albedo.png; None: as the recipe says
+    vertices: int | None = None  # of targets blender and usd: how many the mesh has at most; None: all
     texture_layout: str = ""  # of target textures: the face model that has the UV layout; '' = the result's
 
 
@@ -107,6 +110,13 @@ def export_result(
         raise InputError(f"output {output}: already exists; remove it or choose another --output")
     if options.texture_layout and target != "textures":
         raise InputError(f"export: texture_layout is for target textures, got target {target!r}")
+    if options.vertices is not None:
+        if target not in COARSER:
+            raise InputError(
+                f"export: vertices is for targets {' and '.join(COARSER)}, got target '{target}'"
+            )
+        if options.vertices < LEAST_VERTICES:
+            raise InputError(f"export: vertices: expected {LEAST_VERTICES} or more, got {options.vertices}")
     path = check_output(output)
     check_finite(result)
     result = with_texture_size(result, options.texture_size)

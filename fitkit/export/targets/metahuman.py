@@ -14,6 +14,7 @@ import torch
 from fitkit.export.meshes import write_obj
 from fitkit.export.targets import ExportOptions
 from fitkit.export.texture import TEXTURE, write_texture
+from fitkit.export.topology import topology_of, with_quads
 from fitkit.fitting.result import FitResult
 
 CM = 0.1  # in a millimetre
@@ -27,7 +28,10 @@ def write_metahuman(result: FitResult, folder: Path, options: ExportOptions) -> 
     x, y, z = (CM * result.neutral.detach().double()).unbind(1)
     vertices, model = torch.stack([x, -z, y], 1), result.personal_model
     texture = None if png is None else TEXTURE
-    write_obj(folder / "head.obj", vertices, model, texture, "centimetres; z up, the face looks along -y")
+    frame = "centimetres; z up, the face looks along -y"
+    write_obj(
+        folder / "head.obj", vertices, model, texture, frame, with_quads(result.model, topology_of(model))
+    )
     parts = [model.region_names[number] for number in model.region.unique().tolist()]
     if not any(eye in name for name in parts for eye in EYES):
         notes.append(f"face model '{model.name}' has no eyeballs, which MetaHuman needs to find the eyelids")

@@ -17,11 +17,11 @@ from fitkit.export.gltf import ROOT, STILL_MM
 from fitkit.export.morphs import FRAMES_PER_SECOND, Morph, Track, morphs_of, track_of
 from fitkit.export.targets import ExportOptions
 from fitkit.export.texture import TEXTURE, write_texture
+from fitkit.export.topology import Part, Topology, topology_of, with_quads
 from fitkit.fitting.result import FitResult
 from fitkit.models.face_model import FaceModel
 from fitkit.models.skinned import SkinnedModel
 
-SKIN = (0.47, 0.27, 0.19)  # linear RGB of a face without texture
 CM = 0.1  # in a millimetre; Unreal and Maya count in centimetres
 
 
@@ -40,18 +40,19 @@ def write_usd(result: FitResult, folder: Path, options: ExportOptions) -> list[s
     UsdGeom.SetStageMetersPerUnit(stage, 0.01)
     top = UsdSkel.Root.Define(stage, "/subject")
     stage.SetDefaultPrim(top.GetPrim())
+    shown = with_quads(result.model, topology_of(result.model, options.vertices, notes))
     neutral = CM * result.neutral.detach().double().numpy()
-    mesh = _mesh(stage, neutral, model)
+    mesh = _mesh(stage, neutral, shown)
     joints = _joints(model)
     places = _places(result)
     skeleton = UsdSkel.Skeleton.Define(stage, "/subject/skeleton")
-    _bind(stage, mesh, skeleton, model, joints, places)
-    _blend_shapes(stage, mesh, morphs)
+    _bind(stage, mesh, skeleton, model, shown, joints, places)
+    _blend_shapes(stage, mesh, shown, morphs)
     if result.state.camera.kind == "perspective":
         _animate(stage, skeleton, joints, places, morphs, track_of(result, morphs))
     else:
         notes.append("no animation: orthographic cameras do not say where the head is")
-    _material(stage, mesh, None if png is None else f"./{TEXTURE}")
+    _materials(stage, mesh, shown, None if png is None else f"./{TEXTURE}")
     if isinstance(model, SkinnedModel) and model.pose_basis is not None:
         notes.append("USD has no place for the corrective shapes of turned joints; they are left out")
     stage.GetRootLayer().Save()
@@ -59,22 +60,25 @@ def write_usd(result: FitResult, folder: Path, options: ExportOptions) -> list[s
     return notes
 
 
-def _mesh(stage: Any, neutral: np.ndarray, model: FaceModel) -> Any:
+def _mesh(stage: Any, neutral: np.ndarray, shown: Topology) -> Any:
     from pxr import Sdf, UsdGeom, Vt
 
     mesh = UsdGeom.Mesh.Define(stage, "/subject/face")
-    triangles = model.triangles.numpy().astype(np.int32)
-    points = neutral.astype(np.float32)
+    faces = [some for number in range(len(shown.parts)) for some in shown.faces(number)]
+    counts = np.concatenate([np.full(len(corner), corner.shape[1], np.int32) for corner, _ in faces])
+    corners = np.concatenate([corner.reshape(-1) for corner, _ in faces]).astype(np.int32)
+    points = neutral[shown.vertex].astype(np.float32)
     mesh.CreatePointsAttr(Vt.Vec3fArray.FromNumpy(points))
     mesh.CreateExtentAttr(Vt.Vec3fArray.FromNumpy(np.stack([points.min(0), points.max(0)])))
-    mesh.CreateFaceVertexCountsAttr(Vt.IntArray.FromNumpy(np.full(len(triangles), 3, np.int32)))
-    mesh.CreateFaceVertexIndicesAttr(Vt.IntArray.FromNumpy(triangles.reshape(-1)))
+    mesh.CreateFaceVertexCountsAttr(Vt.IntArray.FromNumpy(counts))
+    mesh.CreateFaceVertexIndicesAttr(Vt.IntArray.FromNumpy(corners))
     mesh.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)
-    if model.uv is not None and model.uv_triangles is not None:
+    if shown.uv is not None:
+        rows = np.concatenate([uv.reshape(-1) for _, uv in faces if uv is not None]).astype(np.int32)
         kinds = Sdf.ValueTypeNames.TexCoord2fArray, UsdGeom.Tokens.faceVarying
         st = UsdGeom.PrimvarsAPI(mesh).CreatePrimvar("st", *kinds)
-        st.Set(Vt.Vec2fArray.FromNumpy(model.uv.numpy().astype(np.float32)))
-        st.SetIndices(Vt.IntArray.FromNumpy(model.uv_triangles.numpy().astype(np.int32).reshape(-1)))
+        st.Set(Vt.Vec2fArray.FromNumpy(shown.uv.astype(np.float32)))
+        st.SetIndices(Vt.IntArray.FromNumpy(rows))
     return mesh
 
 
@@ -111,7 +115,13 @@ def _within_parents(joints: list[str], places: np.ndarray) -> np.ndarray:
 
 
 def _bind(
-    stage: Any, mesh: Any, skeleton: Any, model: FaceModel, joints: list[str], places: np.ndarray
+    stage: Any,
+    mesh: Any,
+    skeleton: Any,
+    model: FaceModel,
+    shown: Topology,
+    joints: list[str],
+    places: np.ndarray,
 ) -> None:
     """Tie the mesh to the skeleton with all weights."""
     from pxr import UsdSkel, Vt
@@ -122,16 +132,16 @@ def _bind(
     binding = UsdSkel.BindingAPI.Apply(mesh.GetPrim())
     binding.CreateSkeletonRel().SetTargets([skeleton.GetPath()])
     if isinstance(model, SkinnedModel):
-        weights = model.skinning_weights.clamp_min(0).numpy()
+        weights = model.skinning_weights.clamp_min(0).numpy()[shown.vertex]
         weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
     else:
-        weights = np.ones((model.num_vertices, 1), np.float32)
+        weights = np.ones((len(shown.vertex), 1), np.float32)
     index = np.tile(np.arange(len(joints), dtype=np.int32), len(weights))
     binding.CreateJointIndicesPrimvar(False, len(joints)).Set(Vt.IntArray.FromNumpy(index))
     binding.CreateJointWeightsPrimvar(False, len(joints)).Set(Vt.FloatArray.FromNumpy(weights.reshape(-1)))
 
 
-def _blend_shapes(stage: Any, mesh: Any, morphs: list[Morph]) -> None:
+def _blend_shapes(stage: Any, mesh: Any, shown: Topology, morphs: list[Morph]) -> None:
     """One blend shape for each morph target, of the vertices that it moves."""
     from pxr import Tf, UsdSkel, Vt
 
@@ -141,8 +151,9 @@ def _blend_shapes(stage: Any, mesh: Any, morphs: list[Morph]) -> None:
         if path in shapes:  # names that differ by signs that USD does not take
             path = mesh.GetPath().AppendChild(f"{path.name}_{k}")
         shape = UsdSkel.BlendShape.Define(stage, path)
-        moved = (np.abs(morph.delta).max(1) > STILL_MM).nonzero()[0].astype(np.int32)
-        shape.CreateOffsetsAttr(Vt.Vec3fArray.FromNumpy((CM * morph.delta[moved]).astype(np.float32)))
+        delta = morph.delta[shown.vertex]
+        moved = (np.abs(delta).max(1) > STILL_MM).nonzero()[0].astype(np.int32)
+        shape.CreateOffsetsAttr(Vt.Vec3fArray.FromNumpy((CM * delta[moved]).astype(np.float32)))
         shape.CreatePointIndicesAttr(Vt.IntArray.FromNumpy(moved))
         shapes.append(shape.GetPath())
     binding = UsdSkel.BindingAPI(mesh.GetPrim())
@@ -183,21 +194,42 @@ def _animate(
     binding.CreateAnimationSourceRel().SetTargets([animation.GetPath()])
 
 
-def _material(stage: Any, mesh: Any, texture: str | None) -> None:
-    """A UsdPreviewSurface with the texture, or in the colour of skin."""
+def _materials(stage: Any, mesh: Any, shown: Topology, texture: str | None) -> None:
+    """A UsdPreviewSurface for each part with the texture, or in its plain colour. Of several parts, subsets
+    of the faces of the one mesh are bound to them."""
+    from pxr import UsdGeom, UsdShade, Vt
+
+    materials = [_material(stage, part, texture) for part in shown.parts]
+    if len(materials) == 1:
+        UsdShade.MaterialBindingAPI.Apply(mesh.GetPrim()).Bind(materials[0])
+        return
+    binding = UsdShade.MaterialBindingAPI.Apply(mesh.GetPrim())
+    first = 0
+    for number, (part, material) in enumerate(zip(shown.parts, materials)):
+        last = first + sum(len(corner) for corner, _ in shown.faces(number))
+        faces = Vt.IntArray.FromNumpy(np.arange(first, last, dtype=np.int32))
+        first = last
+        subset = binding.CreateMaterialBindSubset(part.name, faces)
+        UsdShade.MaterialBindingAPI.Apply(subset.GetPrim()).Bind(material)
+    binding.SetMaterialBindSubsetsFamilyType(UsdGeom.Tokens.partition)
+
+
+def _material(stage: Any, part: Part, texture: str | None) -> Any:
     from pxr import Gf, Sdf, UsdShade
 
+    path = f"/subject/materials/{part.name}"
+
     def shader(name: str, kind: str) -> Any:
-        made = UsdShade.Shader.Define(stage, f"/subject/skin/{name}")
+        made = UsdShade.Shader.Define(stage, f"{path}/{name}")
         made.CreateIdAttr(kind)
         return made
 
     types = Sdf.ValueTypeNames
-    material = UsdShade.Material.Define(stage, "/subject/skin")
+    material = UsdShade.Material.Define(stage, path)
     surface = shader("surface", "UsdPreviewSurface")
-    surface.CreateInput("roughness", types.Float).Set(0.85)
+    surface.CreateInput("roughness", types.Float).Set(part.roughness)
     color = surface.CreateInput("diffuseColor", types.Color3f)
-    color.Set(Gf.Vec3f(*SKIN))
+    color.Set(Gf.Vec3f(*part.color))
     if texture is not None:
         place = shader("place", "UsdPrimvarReader_float2")
         place.CreateInput("varname", types.String).Set("st")
@@ -208,4 +240,4 @@ def _material(stage: Any, mesh: Any, texture: str | None) -> None:
         picture.CreateInput("st", types.Float2).ConnectToSource(place_output)
         color.ConnectToSource(picture.CreateOutput("rgb", types.Float3))
     material.CreateSurfaceOutput().ConnectToSource(surface.CreateOutput("surface", types.Token))
-    UsdShade.MaterialBindingAPI.Apply(mesh.GetPrim()).Bind(material)
+    return material
