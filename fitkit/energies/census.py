@@ -29,6 +29,7 @@ from fitkit.render.visibility import depth_maps, seen_by_depth
 from fitkit.scene.projection import project_head_points
 from fitkit.scene.state import SceneState
 
+CAMERA = ("focal", "aspect", "principal")  # what moves all points of a view, beside the pose
 SOFTNESS = 0.1  # of the step h = s / (0.1 + s) per neighbour
 
 
@@ -222,7 +223,8 @@ def hard_census_distance(one: Tensor, two: Tensor, window: int = 7, dead_zone: f
 class _Patches:
     """Descriptors and what they depend on. t: [B, N, P]; in_front: [B, N] bool; by_motion: [B, N, P, 3] per
     mm that the whole patch moves in the head frame; by_turn: [B, N, P, 3] per radian of the head's rotation;
-    by_camera: [B, N, P, 3] per log focal length and per focal length that the principal point is shifted.
+    by_camera: [B, N, P, 4] per log focal length, per log aspect and per focal length that the principal point
+    is shifted.
     Derivatives are None unless asked for."""
 
     t: Tensor
@@ -415,11 +417,11 @@ class CrossViewCensus:
         by_pixel = by_pixel[..., 0, :] / 2**self.options.level  # [B, N (P + 1), 2]
         by_head = (by_pixel[..., None, :] @ seen.by_head).squeeze(-2)
         by_turn = (by_head[..., None, :] @ -skew(seen.head)).squeeze(-2)
-        camera = torch.cat([seen.by_camera[name] for name in ("focal", "principal")], -1)
+        camera = torch.cat([seen.by_camera[name] for name in CAMERA], -1)
         by_camera = (by_pixel[..., None, :] @ camera).squeeze(-2)
-        both = torch.cat([by_head, by_turn, by_camera], -1).reshape(B, N, -1, 9)
+        both = torch.cat([by_head, by_turn, by_camera], -1).reshape(B, N, -1, 10)
         both = slope[..., None] * (both[:, :, 1:] - both[:, :, :1])
-        return _Patches(ternary(d, sigma), in_front, *both.split(3, -1))
+        return _Patches(ternary(d, sigma), in_front, *both.split((3, 3, 4), -1))
 
     def _scale(self) -> float:
         return 1.0 / (self.options.noise * self.neighbors**0.5)
@@ -433,25 +435,25 @@ class CrossViewCensus:
         return self._residuals(self._patches(state))
 
     def linearize(self, state: SceneState, observations: Observations) -> Linearization:
-        """All neighbours of a point depend on 9 numbers of each view (motion, turn, focal length, principal
-        point), so more than 19 rows are replaced by the 19 of a QR decomposition of [derivatives, residual]:
-        same normal equations, same squared length."""
+        """All neighbours of a point depend on 10 numbers of each view (motion, turn, focal length, aspect,
+        principal point), so more than 21 rows are replaced by the 21 of a QR decomposition of [derivatives,
+        residual]: same normal equations, same squared length."""
         p = self._patches(state, derivatives=True)
         residuals = self._residuals(p)
         scale = self._scale() * self.root[..., None]
         local = torch.cat([p.by_motion, p.by_turn, p.by_camera], -1)
         a, b = scale * local[self.view_a], -scale * local[self.view_b]
-        if self.neighbors > 19:
+        if self.neighbors > 21:
             whole = torch.cat([a, b, residuals.value[..., None]], -1)
             whole = torch.where(residuals.valid[..., None, None], whole, torch.zeros_like(whole))
             R = torch.linalg.qr(whole, mode="r").R
-            a, b = R[..., :9], R[..., 9:18]
-            residuals = replace(residuals, value=R[..., 18])
+            a, b = R[..., :10], R[..., 10:20]
+            residuals = replace(residuals, value=R[..., 20])
         motion = self.basis.motion(*state.coefficients())
         slots = tuple(
             Slot(view, _columns(local, motion, view)) for view, local in ((self.view_a, a), (self.view_b, b))
         )
-        return Linearization(residuals, slots, mixed=self.neighbors > 19)
+        return Linearization(residuals, slots, mixed=self.neighbors > 21)
 
     def scalar(self, state: SceneState, variant: str | CensusVariant = "default") -> Tensor:
         """The published census distance at the frozen points, mean over the pairs: differentiable, for
@@ -465,10 +467,10 @@ class CrossViewCensus:
 
 
 def _columns(local: Tensor, motion: Motion, views: Tensor) -> dict[str, Tensor]:
-    """Chain [G, N, D, 9] to the parameters of the views [G]."""
-    by_head, turn, focal, principal = local.split((3, 3, 1, 2), -1)
+    """Chain [G, N, D, 10] to the parameters of the views [G]."""
+    by_head, turn, *camera = local.split((3, 3, 1, 1, 2), -1)
     pose = torch.cat([turn, by_head], -1)
-    return {**motion.columns(by_head, views), "pose": pose, "focal": focal, "principal": principal}
+    return {**motion.columns(by_head, views), "pose": pose, **dict(zip(CAMERA, camera))}
 
 
 # ---- recipes ----

@@ -226,7 +226,8 @@ class FlowCorrespondence:
 
     def _by_camera_a(self, state: SceneState, h: Hits) -> dict[str, Tensor]:
         """How the rays of pixel_a move at their hits with the camera of view a: block -> [G, N, 3, width] mm.
-        A longer focal length pulls them towards the axis, a shift of the principal point turns them back."""
+        A longer focal length pulls them towards the axis, a larger aspect does so along y alone, a shift of
+        the principal point turns them back."""
         views = self.matches.view_a
         pose, camera = state.pose.select(views), state.camera.select(views)
         if camera.kind == "perspective":
@@ -237,7 +238,13 @@ class FlowCorrespondence:
             focal, depth = -flat @ pose.rotation, torch.full_like(h.depth, camera.REFERENCE_DEPTH)
         per_pixel = torch.stack([torch.ones_like(camera.aspect), 1 / camera.aspect], -1)
         axes = (pose.rotation[:, :2] * per_pixel[..., None]).mT  # [G, 3, 2] head frame
-        return {"focal": focal[..., None], "principal": -axes[:, None] * depth[..., None]}
+        down = pose.rotation[:, 1]  # [G, 3] the picture's y, head frame
+        aspect = (focal @ down[..., None]) * down[:, None]
+        return {
+            "focal": focal[..., None],
+            "aspect": aspect[..., None],
+            "principal": -axes[:, None] * depth[..., None],
+        }
 
     def linearize_surface(self, state: SceneState) -> tuple[Residuals, Tensor, Tensor]:
         """Residuals, their derivatives [G, N, 2, 3, 3] by an offset of each corner of the triangle, the

@@ -282,6 +282,26 @@ class FocalPrior(DiagonalEnergy):
 
 
 @dataclass(frozen=True)
+class AspectPrior(DiagonalEnergy):
+    """log(aspect / mean) / sigma, one per camera, [B, 1, 1].
+
+    mean: [B]; sigma: [B], log units; first: [B] bool, one view per camera.
+    """
+
+    mean: Tensor
+    sigma: Tensor
+    first: Tensor
+    name = "aspect_prior"
+
+    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
+        value = (torch.log(state.camera.aspect / self.mean) / self.sigma)[:, None, None]
+        return Residuals(value, self.first[:, None], person=state.subject)
+
+    def slopes(self, state: SceneState) -> Slopes:
+        return Slopes(all_views(state), "aspect", (1 / self.sigma)[:, None])
+
+
+@dataclass(frozen=True)
 class PrincipalPrior(DiagonalEnergy):
     """(principal - mean) / sigma, one per camera, [B, 2, 1].
 
@@ -395,6 +415,13 @@ class MeanPriorTerm(EnergyOptions):
 
 
 @dataclass(frozen=True)
+class AspectPriorTraining(EnergyOptions):
+    """A fit knows something of the cameras: calibration, or whether there are EXIF data."""
+
+    sigma: Positive = 0.01  # of log(focal_y / focal_x), log units
+
+
+@dataclass(frozen=True)
 class FocalPriorTraining(EnergyOptions):
     """A fit knows something of the cameras: calibration, EXIF or what is usual."""
 
@@ -480,6 +507,14 @@ def _make_principal_prior(context: Context, o: PrincipalPriorTraining) -> Princi
     each = torch.ones_like(context.state.camera.focal)
     middle = torch.stack([each * (W - 1) / 2, each * (H - 1) / 2], -1)
     return PrincipalPrior(middle, o.sigma * max(H, W) * each, each > 0)
+
+
+def _make_aspect_prior(context: Context, o: AspectPriorTraining) -> AspectPrior:
+    known = context.cameras
+    if known is not None:
+        return AspectPrior(known.aspect_mean, known.aspect_sigma, known.first)
+    each = torch.ones_like(context.state.camera.aspect)
+    return AspectPrior(each, o.sigma * each, each > 0)
 
 
 def _make_light_prior(context: Context, o: LightPriorTerm) -> LightPrior:
@@ -583,6 +618,22 @@ SPECS = (
         ),
         training=FocalPriorTraining,
         blocks=("focal",),
+    ),
+    EnergySpec(
+        name="aspect_prior",
+        cls=AspectPrior,
+        make=_make_aspect_prior,
+        role="prior",
+        doc=EnergyDoc(
+            formula="log(r / r_0)",
+            unit="log units",
+            source="ours",
+            uses=(use(OURS, "huber"),),
+            gradient="exact",
+        ),
+        training=AspectPriorTraining,
+        blocks=("aspect",),
+        applies=lambda context: context.cameras is None or context.cameras.aspect_differs,
     ),
     EnergySpec(
         name="principal_prior",

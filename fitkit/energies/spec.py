@@ -77,6 +77,15 @@ class KnownCameras(Protocol):
     def principal_sigma(self) -> Tensor: ...  # [B] px of the crop
 
     @property
+    def aspect_mean(self) -> Tensor: ...  # [B]
+
+    @property
+    def aspect_sigma(self) -> Tensor: ...  # [B] log units
+
+    @property
+    def aspect_differs(self) -> bool: ...  # there are several cameras, not all with a known aspect
+
+    @property
     def cameras(self) -> Tensor: ...  # [B] int64, views of one camera with one principal point
 
     @property

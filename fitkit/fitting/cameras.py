@@ -136,6 +136,8 @@ class CameraKnowledge:
             self.options.principal_sigma if v.camera is None else self.options.known_sigma for v in self.views
         ]
         side = torch.tensor([share * max(v.size) for share, v in zip(off, self.views)]).to(focal)
+        # EXIF data are a camera's own, whose pixels are square.
+        pixels = [self.options.aspect_sigma if s == "estimated" else self.options.known_sigma for s in source]
         return CameraPrior(
             focal,
             sigma,
@@ -143,6 +145,8 @@ class CameraKnowledge:
             first,
             self.principal,
             side * self.scale,
+            self.aspect,
+            torch.tensor(pixels).to(focal),
             self._cameras(),
             names,
             source,
@@ -183,10 +187,12 @@ class CameraPrior:
 
     focal_mean: Tensor  # [B] px of the crop
     focal_sigma: Tensor  # [B] log units
-    focal_groups: Tensor  # [B] int64, views with one camera
+    focal_groups: Tensor  # [B] int64, views with one camera: one focal length, one aspect
     first: Tensor  # [B] bool, one view per camera
     principal_mean: Tensor  # [B, 2] px of the crop
     principal_sigma: Tensor  # [B] px of the crop
+    aspect_mean: Tensor  # [B]
+    aspect_sigma: Tensor  # [B] log units
     cameras: Tensor  # [B] int64, views of one camera with one principal point
     names: tuple[str, ...]  # of the views
     source: tuple[str, ...]  # per view 'cameras.json', 'exif' or 'estimated'
@@ -196,6 +202,12 @@ class CameraPrior:
     metric: bool = False  # known camera positions, in a known unit, fix the scale of the head
     unit_mm: float | None = None  # of positions whose unit nobody knows, at the start; None: there are none
     notes: tuple[str, ...] = ()  # what of the given cameras is not used, one line each
+
+    @property
+    def aspect_differs(self) -> bool:
+        """Whether some photos may be stretched and others not: there are several cameras, and of some nobody
+        knows the aspect. What all photos have in common cannot be told from the shape of the face."""
+        return bool((self.focal_groups != self.focal_groups[0]).any()) and "estimated" in self.source
 
     def without_exif(
         self, wrong: Sequence[int], state: SceneState, options: CameraOptions, model: FaceModel

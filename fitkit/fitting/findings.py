@@ -5,6 +5,7 @@ How UPPER and the calibration of a model are measured: `models/calibration.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
@@ -22,6 +23,7 @@ BEYOND_3_SIGMA = 0.12
 # A grimace uses a tenth of the blend shapes in full, never beyond.
 WEIGHT_LEAST, WEIGHT_MOST, OUT_OF_RANGE = (-0.3, 1.2, 0.02)
 NEAREST_MM = 150.0
+STRETCHED = 0.05  # log units
 MASKED = 0.5  # share of the inner landmarks; a hand or hair hides fewer
 # A view that speaks for another face, by `ViewAgreement`. One person: largest shift of a set of four casual
 # photos 1.4 in the median, 2.6 at most in 95 of 100 sets; another person among four good views of synthetic
@@ -108,6 +110,7 @@ def findings(report: FitReport) -> list[Finding]:
                     view.name,
                 )
             )
+    found += _stretched(report.views)
     found += [
         Finding("camera_contradicts", "doubtful", c.message, c.view) for c in report.camera_contradictions
     ]
@@ -122,6 +125,19 @@ def findings(report: FitReport) -> list[Finding]:
     ]
     found += [_note(line) for line in report.notes]
     return sorted(found, key=lambda f: SEVERITIES.index(f.severity))
+
+
+def _stretched(views: Sequence[ViewReport]) -> list[Finding]:
+    found = []
+    for view in views:
+        if abs(math.log(view.stretch)) > STRETCHED:
+            side, times = ("height", view.stretch) if view.stretch > 1 else ("width", 1 / view.stretch)
+            message = (
+                f"view {view.name} is stretched in {side} by {100 * (times - 1):.0f} % beside the other "
+                "photos, as the frames of some films are; the fit takes that out"
+            )
+            found.append(Finding("stretched", "note", message, view.name))
+    return found
 
 
 def _note(line: str) -> Finding:

@@ -233,6 +233,7 @@ def _views(
             yaw_pitch_roll_deg=tuple(float(a) for a in angles[i]),
             focal_px=float(state.camera.focal[i]),
             focal_relative_sigma=focal_sigma[i],
+            stretch=float(state.camera.aspect[i] / solution.cameras.aspect_mean[i]),
             distance_mm=float(distance[i]) if perspective else None,
             camera_source=solution.cameras.source[i],
             landmark_doubt=doubts.get(view.name, ""),

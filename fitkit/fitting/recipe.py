@@ -65,6 +65,9 @@ class CameraOptions:
     # How far from its middle the optical axis may meet a photo, share of its longer side, where a stage has
     # `principal` free.
     principal_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.1
+    # How far the pixels of a photo without EXIF data are from square, log units, where a stage has `aspect`
+    # free: frames of films are often stretched.
+    aspect_sigma: Annotated[float, Range(1e-06, 100.0)] = 0.02
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class ViewReport:
     yaw_pitch_roll_deg: tuple[float, ...] = ()
     focal_px: float | None = None
     focal_relative_sigma: float | None = None
+    stretch: float = 1.0  # height over width of what should be a square in the photo
     distance_mm: float | None = None  # None for scaled-orthographic cameras
     camera_source: str = ""  # 'cameras.json', 'exif' or 'estimated'
     landmark_doubt: str = field(default="", metadata=WHERE_SAID)

@@ -15,7 +15,7 @@ from fitkit.energies.priors import LandmarkOffsetPrior
 from fitkit.energies.registry import energy_of_fit, find
 from fitkit.energies.spec import Context, Networks
 from fitkit.errors import FitError
-from fitkit.fitting.cameras import expression_owner
+from fitkit.fitting.cameras import CameraPrior, expression_owner
 from fitkit.fitting.choose_start import ChosenStart
 from fitkit.fitting.detail import solve_detail
 from fitkit.fitting.noise import given_sigma, measured_sigma, measured_spread, offset_prior, wrong_exif
@@ -221,13 +221,13 @@ class StageRunner:
         here = self.context(at)
         chosen = {n: o for n, o in stage.energies.items() if find(n).applies(here)}
         lights = {n: find(n).light(o) for n, o in chosen.items() if find(n).light is not None}
-        free = _free(stage, bool(lights), at.cameras.unit_mm is not None)
+        free = _free(stage, bool(lights), at.cameras)
         if lights:
             at = self._lit(at, chosen, lights)
         here = self.context(at)
         energies = {name: energy_of_fit(name, here, options) for name, options in chosen.items()}
-        owners = {"focal": at.cameras.focal_groups, "pose": at.cameras.pose_groups}
-        owners |= {"principal": at.cameras.cameras}
+        owners = {"focal": at.cameras.focal_groups, "aspect": at.cameras.focal_groups}
+        owners |= {"pose": at.cameras.pose_groups, "principal": at.cameras.cameras}
         owners |= {"expression": here.expression_owner, "joints": here.joint_owner}
         layout = ParameterLayout.of(at.state, free, owners, at.cameras.moments)
         terms = [Term(energies[name], options.weight, options.kernel) for name, options in chosen.items()]
@@ -296,12 +296,12 @@ class StageRunner:
         return replace(at, light=light, state=at.state.replace(illumination=light))
 
 
-def _free(stage: Stage, lit: bool, unit_unknown: bool) -> list[str]:
-    """The blocks that a stage moves: the light only where an energy sees it; with the poses of a rig the unit
-    of its positions, where nobody knows it."""
-    needless = {"illumination": not lit, "rig_scale": True}
+def _free(stage: Stage, lit: bool, cameras: CameraPrior) -> list[str]:
+    """The blocks that a stage moves: the light only where an energy sees it, aspects where photos may differ
+    in them; with the poses of a rig the unit of its positions, where nobody knows it."""
+    needless = {"illumination": not lit, "rig_scale": True, "aspect": not cameras.aspect_differs}
     free = [block for block in stage.free if not needless.get(block)]
-    return [*free, "rig_scale"] if unit_unknown and "pose" in free else free
+    return [*free, "rig_scale"] if cameras.unit_mm is not None and "pose" in free else free
 
 
 def _accepted(stage: Stage, at: Solution, result: SolverResult) -> Solution:

@@ -107,6 +107,10 @@ def _principal(state: SceneState, change: Tensor) -> SceneState:
     return state.replace(camera=replace(camera, principal=camera.principal + camera.focal[:, None] * change))
 
 
+def _aspect(state: SceneState, change: Tensor) -> SceneState:
+    return state.replace(camera=replace(state.camera, aspect=state.camera.aspect * change[:, 0].exp()))
+
+
 def _rig_scale(state: SceneState, change: Tensor) -> SceneState:
     """All cameras move along their lines to the head's origin, exp(change) times as far away: the
     translations of camera_from_head are multiplied.
@@ -152,6 +156,7 @@ UNKNOWNS = (
     ),
     Unknown("principal", lambda s: 2, 0.05, _principal),  # focal lengths
     Unknown("focal", lambda s: 1, 0.2, _focal),  # log units
+    Unknown("aspect", lambda s: 1, 0.05, _aspect),  # log units
     Unknown(
         "illumination",
         lambda s: s.illumination[0].numel(),

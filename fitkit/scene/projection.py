@@ -33,9 +33,15 @@ class ProjectedPoints:
 
     @property
     def by_camera(self) -> dict[str, Tensor]:
-        """Derivatives of the pixels by the blocks of the camera, [G, N, 2, width]."""
+        """Derivatives of the pixels by the blocks of the camera, [G, N, 2, width]: by log(focal), by
+        log(aspect), which stretches a picture along y, and by shifts of the principal point."""
         assert self.by_focal is not None and self.by_principal is not None, "projected without derivatives"
-        return {"focal": self.by_focal[..., None], "principal": self.by_principal}
+        along_y = self.by_focal * self.by_focal.new_tensor([0.0, 1.0])
+        return {
+            "focal": self.by_focal[..., None],
+            "aspect": along_y[..., None],
+            "principal": self.by_principal,
+        }
 
 
 def project_points(

@@ -53,6 +53,7 @@ from fitkit.energies.photo_model import ModelPhotometric, ModelPhotometricOption
 from fitkit.energies.photo_pairs import PhotoPairs, PhotoPairsOptions
 from fitkit.energies.photometric import CrossViewPhotometric, PhotometricOptions
 from fitkit.energies.priors import (
+    AspectPrior,
     ExpressionPrior,
     FocalPrior,
     IdentityPrior,
@@ -95,6 +96,7 @@ SCALE = {
     "landmarks": 1.0,
     "pose": 1.0,
     "principal": 0.02,
+    "aspect": 0.05,
     "focal": 0.2,
     "illumination": 0.2,
 }
@@ -572,6 +574,11 @@ def focal_prior(o):
     return FocalPrior(o.labels.state.camera.focal, 0.1 * every.double(), every)
 
 
+def aspect_prior(o):
+    every = torch.ones(o.num_views, dtype=torch.bool)
+    return AspectPrior(o.labels.state.camera.aspect, 0.05 * every.double(), every)
+
+
 def principal_prior(o):
     every = torch.ones(o.num_views, dtype=torch.bool)
     return PrincipalPrior(o.labels.state.camera.principal, 0.1 * max(o.size) * every.double(), every)
@@ -715,6 +722,9 @@ SCENES: dict[str, Callable[[int, int], Scene]] = {
         n,
         k,
         lambda state: float(state.landmark_offset.detach().abs().mean()),
+    ),
+    "aspect_prior": lambda n, k: of_prior(
+        aspect_prior, "aspect", n, k, distance_of(lambda s: s.camera.aspect, person(n, 2, k))
     ),
     "principal_prior": lambda n, k: of_prior(
         principal_prior, "principal", n, k, distance_of(lambda s: s.camera.principal, person(n, 2, k))

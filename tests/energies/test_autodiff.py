@@ -25,7 +25,7 @@ ALSO = {
 }
 OF_SCENES = [s for s in REGISTRY if s.in_fit and s.takes == "state"]  # the others: test_rendered_depth.py
 SLOW = {"flow_mag", "sem_feat", "mask_parse", "photo_pairs"}  # whose passes take time
-FREE = ("identity", "expression", "pose", "principal", "focal")
+FREE = ("identity", "expression", "pose", "principal", "focal", "aspect")
 
 
 class Differentiated(PlainEnergy):

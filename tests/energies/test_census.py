@@ -103,11 +103,11 @@ def test_many_neighbours_give_the_same_system_in_fewer_rows():
     kernel = Kernel("gm", 2.0)
     lin = energy.linearize(state, obs)
     value = energy.residuals(state, obs)
-    assert value.value.shape[-1] == 48 and lin.residuals.value.shape[-1] == 19
+    assert value.value.shape[-1] == 48 and lin.residuals.value.shape[-1] == 21
     valid = value.valid
     length = value.value.square().sum(-1)
     torch.testing.assert_close(lin.residuals.value.square().sum(-1)[valid], length[valid])
-    for layout in layouts(state, ("identity", "expression", "pose", "principal", "focal")):
+    for layout in layouts(state, ("identity", "expression", "pose", "principal", "focal", "aspect")):
         zero = torch.zeros(layout.total, dtype=torch.float64)
         J = torch.func.jacfwd(lambda x: energy.residuals(retract(state, x, layout), obs).value)(zero)
         w = (

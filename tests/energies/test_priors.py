@@ -9,6 +9,7 @@ from helpers import observe, tiny_joints, tiny_model, tiny_skinned_model, tiny_s
 from fitkit.energies.kernels import Kernel
 from fitkit.energies.objective import Objective, Term
 from fitkit.energies.priors import (
+    AspectPrior,
     ExpressionPrior,
     FocalPrior,
     IdentityPrior,
@@ -38,6 +39,11 @@ FOCAL = FocalPrior(
     torch.tensor([0.05, 0.4, 0.1], dtype=torch.float64),
     torch.tensor([True, False, True]),
 )
+ASPECT = AspectPrior(
+    STATE.camera.aspect * torch.tensor([1.1, 0.9, 1.0], dtype=torch.float64),
+    torch.tensor([0.01, 0.1, 0.02], dtype=torch.float64),
+    torch.tensor([True, False, True]),
+)
 PRINCIPAL = PrincipalPrior(
     STATE.camera.principal + torch.tensor([[3.0, -5.0], [0.0, 1.0], [-8.0, 2.0]], dtype=torch.float64),
     torch.tensor([16.0, 8.0, 4.0], dtype=torch.float64),
@@ -50,6 +56,7 @@ PRIORS = [
     ExpressionPrior(0.2, 0.05, group_radius=0.5).freeze(STATE, OBS),
     ExpressionPrior(spread=torch.linspace(0.1, 1, STATE.expression.shape[1])),
     FOCAL,
+    ASPECT,
     PRINCIPAL,
     LightPrior(STATE.illumination + 0.3),
     OFFSETS,

@@ -69,6 +69,7 @@ BLIND = {
     "light_mono",
     "albedo_var",
     "focal_prior",
+    "aspect_prior",
     "principal_prior",
     "light_prior",
     "size_prior",

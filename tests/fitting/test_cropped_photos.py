@@ -78,7 +78,14 @@ def test_what_is_known_of_the_principal_point():
 
 
 def test_blocks_that_a_stage_moves():
-    stage = replace(load_recipe("cropped").stages[1], free=("pose", "principal", "illumination", "rig_scale"))
-    assert _free(stage, False, False) == ["pose", "principal"]
-    assert _free(stage, True, True) == ["pose", "principal", "illumination", "rig_scale"]
-    assert _free(replace(stage, free=("identity",)), False, True) == ["identity"]
+    free = ("pose", "principal", "aspect", "illumination", "rig_scale")
+    stage = replace(load_recipe("cropped").stages[1], free=free)
+    obs = observe(MODEL, tiny_state(MODEL, 3, SIZE), SIZE)
+    one, several = (
+        initial_state(MODEL, views(), obs, CameraOptions(share_focal=share))[1] for share in ("yes", "no")
+    )
+    rig = replace(one, unit_mm=10.0)
+    assert _free(stage, False, one) == ["pose", "principal"]
+    assert _free(stage, False, several) == ["pose", "principal", "aspect"]
+    assert _free(stage, True, rig) == ["pose", "principal", "illumination", "rig_scale"]
+    assert _free(replace(stage, free=("identity",)), False, rig) == ["identity"]

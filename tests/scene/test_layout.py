@@ -16,16 +16,16 @@ def test_blocks_owned_by_a_view_and_shared_ones():
     s = state()
     plain = ParameterLayout.of(s, BLOCKS)
     assert plain.shared == ("identity", "landmarks", "rig_scale")
-    assert plain.own == ("expression", "pose", "principal", "focal", "illumination")
-    assert plain.num_shared == 8 + 204 + 1 and plain.num_own == 6 + 6 + 2 + 1 + 9
-    assert plain.total == 8 + 204 + 1 + 3 * 24
+    assert plain.own == ("expression", "pose", "principal", "focal", "aspect", "illumination")
+    assert plain.num_shared == 8 + 204 + 1 and plain.num_own == 6 + 6 + 2 + 1 + 1 + 9
+    assert plain.total == 8 + 204 + 1 + 3 * 25
     one = torch.zeros(3)
     rig = ParameterLayout.of(
         s, BLOCKS, {"expression": one, "pose": one, "focal": torch.tensor([0, 0, 1]), "illumination": None}
     )
     assert rig.shared == ("identity", "landmarks", "expression", "pose", "rig_scale", "focal")
-    assert rig.own == ("principal", "illumination")
-    assert rig.num_shared == 8 + 204 + 6 + 6 + 1 + 2 and rig.total == 227 + 33
+    assert rig.own == ("principal", "aspect", "illumination")
+    assert rig.num_shared == 8 + 204 + 6 + 6 + 1 + 2 and rig.total == 227 + 36
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,7 @@ def test_split_and_retract_follow_the_groups():
     torch.testing.assert_close(new.landmark_offset, change["landmarks"][:1].reshape(1, 68, 3))
     torch.testing.assert_close(retract(new, step, layout).landmark_offset, 2 * new.landmark_offset)
     torch.testing.assert_close(new.camera.focal, s.camera.focal * change["focal"][:, 0].exp())
+    torch.testing.assert_close(new.camera.aspect, s.camera.aspect * change["aspect"][:, 0].exp())
     torch.testing.assert_close(new.illumination, s.illumination + change["illumination"].reshape(3, 9, 1))
     torch.testing.assert_close(new.pose.rotation, s.pose.rotation @ so3_exp(change["pose"][:, :3]))
     there, away = s.pose.retract(change["pose"]).translation, change["rig_scale"].exp()
@@ -129,8 +130,9 @@ def test_people_have_their_own_parameters():
     joined = ParameterLayout.of(whole, BLOCKS, {"focal": torch.tensor([0, 0, 1, 0, 0, 0])})
     assert joined.num_people == 3 and joined.num_moments == 3 and joined.total == 3 * joined.each
     # Two people share a focal length between photos: it is of none of the moments, in the third one neither.
-    assert joined.shared == ("identity", "landmarks", "rig_scale", "focal") and layouts[1].own[-2:] == (
+    assert joined.shared == ("identity", "landmarks", "rig_scale", "focal") and layouts[1].own[-3:] == (
         "focal",
+        "aspect",
         "illumination",
     )
     step = torch.zeros(joined.total, dtype=torch.float64)
