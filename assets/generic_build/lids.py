@@ -180,7 +180,8 @@ class Lids:
         for end, near in ((0, t), (-1, 1 - t)):
             line = line + np.exp(-near / 0.06)[:, None] * (pick(self.lower, t[[end]]) - line[[end]])
         to = lambda ring: np.stack([np.interp(self.share[ring], t, line[:, k]) for k in range(3)], axis=1)
-        goal = np.empty((self.count, 3))
+        # The lower margin follows the upper one below. Until then it is far off, where `clear` lifts most.
+        goal = np.zeros((self.count, 3))
         goal[self.upper] = to(self.upper)
         lifted = self.clear(goal)[self.upper] - self.centre
         height = np.linalg.norm(lifted, axis=1)

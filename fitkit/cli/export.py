@@ -50,6 +50,7 @@ def _help() -> str:
     metavar="N",
     help="With --for blender and usd: a coarser mesh of at most N vertices, as 5000 or 2000; default: all.",
 )
+@click.option("--wireframe", is_flag=True, help="With --for turntable: draw the edges of the mesh.")
 @texture_size_option
 @click.option(
     "--texture-layout",
@@ -57,7 +58,7 @@ def _help() -> str:
     metavar="NAME|PATH",
     help="With --for textures: the face model whose UV layout the maps have; default: that of RESULT.",
 )
-def export(result, target, output, photos, arkit_names, vertices, texture_size, texture_layout):
+def export(result, target, output, photos, arkit_names, vertices, wireframe, texture_size, texture_layout):
     with loading():
         from fitkit.export.load import load_result
         from fitkit.export.targets import export_result
@@ -66,7 +67,7 @@ def export(result, target, output, photos, arkit_names, vertices, texture_size, 
     loaded = load_result(result, photos=photos)
     place = output or Path(f"{stems_of([loaded.subject.name])[0]}_{target}")
     size = None if texture_size is None else int(texture_size)
-    options = ExportOptions(arkit_names, size, vertices, texture_layout)
+    options = ExportOptions(arkit_names, size, vertices, wireframe, texture_layout)
     path, notes = export_result(loaded, target, place, options)
     for note in notes:
         click.echo(f"note: {note}", err=True)

@@ -18,16 +18,15 @@ from torch import Tensor
 
 from fitkit.export.arkit import arkit_shapes as arkit_shapes
 from fitkit.export.morphs import FRAMES_PER_SECOND, Morph, Track, morphs_of
+from fitkit.export.rig import Rig, own_rig
 from fitkit.export.topology import Topology, topology_of
 from fitkit.geometry.normals import vertex_normals
 from fitkit.models.face_model import FaceModel
-from fitkit.models.skinned import SkinnedModel
 
 # glTF counts in metres; its axes (+y up, +z forward, +x to the figure's left) are those of the head frame
 MM = 1e-3
 STILL_MM = 0.02  # vertices that a shape moves less than this are left out of its morph target
 INFLUENCES = 4  # joints of a vertex that every reader of glTF knows
-ROOT = "root"  # the joint that carries the others; models do not name it
 FLOAT, USHORT, UINT = 5126, 5123, 5125
 TYPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4", 16: "MAT4"}
 
@@ -41,13 +40,14 @@ def write_glb(
     morphs: Sequence[Morph] | None = None,
     track: Track | None = None,
     topology: Topology | None = None,
+    rig: Rig | None = None,
 ) -> Path:
     """Write the neutral face with UV, normals, texture and one morph target per expression: a blend shape at
     weight 1, or one standard deviation of a Gaussian coefficient, whose weights may be negative.
 
-    A model with joints gets a skin: a node for each joint at its place in this face, in its parent's, and the
-    INFLUENCES largest weights of each vertex, made to sum to 1. Corrective shapes have no place in glTF, and
-    the joints do not follow the morph targets.
+    Joints are a skin: a node for each joint at its place in this face, in its parent's, and the INFLUENCES
+    largest weights of each vertex, made to sum to 1. Corrective shapes have no place in glTF, and the joints
+    do not follow the morph targets.
 
     Each part of the face is a primitive of the one mesh with a material of its own; they share all vertices
     and morph targets. So programs show one object with one slider for each expression.
@@ -60,6 +60,7 @@ def write_glb(
         morphs: the morph targets; None: all of the model.
         track: an animation of these morph targets, of the head and its joints; None: the head stands still.
         topology: which faces; None: all of the model.
+        rig: the joints; None: those that the model has. A root alone needs no skin.
     """
     morphs = morphs_of(model) if morphs is None else morphs
     topology = topology_of(model) if topology is None else topology
@@ -73,9 +74,10 @@ def write_glb(
         "NORMAL": buffer.accessor(normals[vertex], 34962),
     }
     document: dict[str, Any] = {"scenes": [{"nodes": [0]}], "nodes": [{"name": name, "mesh": 0}]}
-    if isinstance(model, SkinnedModel):
-        attributes |= _weights(buffer, model, vertex)
-        bones, skin = _skeleton(buffer, model, vertices, first=1)
+    rig = own_rig(model, vertices) if rig is None else rig
+    if rig is not None and len(rig.names) > 1:
+        attributes |= _weights(buffer, rig, vertex)
+        bones, skin = _skeleton(buffer, rig, first=1)
         document["nodes"] = [{"name": name, "mesh": 0, "skin": 0}, *bones]
         document |= {"scenes": [{"nodes": [0, 1]}], "skins": [skin]}
     colors, look = _look(buffer, model, topology, vertex, uv, texture_png)
@@ -166,11 +168,10 @@ def _container(document: dict[str, Any], buffer: _Buffer) -> bytes:
     return head + b"".join(chunks)
 
 
-def _weights(buffer: _Buffer, model: SkinnedModel, vertex: np.ndarray) -> dict[str, int]:
+def _weights(buffer: _Buffer, rig: Rig, vertex: np.ndarray) -> dict[str, int]:
     """JOINTS_0 and WEIGHTS_0 of vertices `vertex` [N] of the model; joint 0 is the root."""
-    weights = model.skinning_weights.double().clamp_min(0).numpy()
-    largest = np.argsort(-weights, axis=1, kind="stable")[:, :INFLUENCES]
-    kept = np.take_along_axis(weights, largest, 1)
+    largest = np.argsort(-rig.weights, axis=1, kind="stable")[:, :INFLUENCES]
+    kept = np.take_along_axis(rig.weights, largest, 1)
     kept /= kept.sum(1, keepdims=True)
     missing = ((0, 0), (0, INFLUENCES - kept.shape[1]))  # of a model with fewer joints
     kept = np.pad(kept, missing).astype(np.float32)[vertex]
@@ -179,22 +180,16 @@ def _weights(buffer: _Buffer, model: SkinnedModel, vertex: np.ndarray) -> dict[s
     return {"JOINTS_0": buffer.accessor(joints, 34962), "WEIGHTS_0": buffer.accessor(kept, 34962)}
 
 
-def _skeleton(
-    buffer: _Buffer, model: SkinnedModel, vertices: Tensor, first: int
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _skeleton(buffer: _Buffer, rig: Rig, first: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A node for each joint, the root first, and their skin; first: number of the first node."""
-    # The joints of this face: they follow its shapes, not what a detail layer has added to the mean.
-    moved = model.joint_regressor.double() @ (vertices - model.mean).double()
-    place = (model.joint_basis.mean.double() + moved).numpy() * MM
-    parents = np.array(model.joint_parents)
-    offset = place - place[parents] * (parents >= 0)[:, None]
+    offset = rig.offsets * MM
     nodes: list[dict[str, Any]] = [
-        {"name": name, "translation": offset[j].tolist()} for j, name in enumerate((ROOT, *model.joint_names))
+        {"name": name, "translation": offset[j].tolist()} for j, name in enumerate(rig.names)
     ]
-    for j, parent in enumerate(model.joint_parents[1:], 1):
+    for j, parent in enumerate(rig.parents[1:], 1):
         nodes[parent].setdefault("children", []).append(first + j)
     inverse = np.tile(np.eye(4, dtype=np.float32), (len(nodes), 1, 1))
-    inverse[:, 3, :3] = -place  # glTF writes matrices column by column
+    inverse[:, 3, :3] = -rig.places * MM  # glTF writes matrices column by column
     joints = list(range(first, first + len(nodes)))
     matrices = buffer.accessor(inverse.reshape(-1, 16))
     return nodes, {"joints": joints, "skeleton": first, "inverseBindMatrices": matrices}

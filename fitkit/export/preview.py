@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from fitkit.models.face_model import FaceModel
 from fitkit.render.shading import (
     Shaded,
     Surface,
+    average_blocks,
     average_surface,
     lit_surface,
     shade,
@@ -37,6 +39,7 @@ SIGMA_LARGEST = 2.0  # mm; one scale for all fits, so that pictures can be compa
 ERROR_LARGEST = 5.0  # mm
 DETAIL_LARGEST = 2.0  # mm
 BLUE_TO_RED = ((5, 48, 97), (67, 147, 195), (247, 247, 247), (214, 96, 77), (103, 0, 31))  # sRGB
+WIRE, WIRE_PX = (0.10, 0.16, 0.25), 0.9  # sRGB and width of drawn edges
 UNKNOWN = (0.4, 0.4, 0.4)  # linear RGB of vertices without a value
 TOP, BOTTOM = (246, 247, 249), (214, 218, 224)  # background
 
@@ -77,7 +80,7 @@ class Sides:
         """The side at this yaw, one of YAWS or SIGMA_YAWS."""
         with self._locks[yaw]:
             if yaw not in self._found:
-                self._found[yaw] = self._look(math.radians(yaw))
+                self._found[yaw] = self.look(yaw)
             return self._found[yaw]
 
     def project(self, points: Tensor, yaw: int) -> tuple[Tensor, Tensor]:
@@ -111,8 +114,9 @@ class Sides:
             like.new_ones(1),
         )
 
-    def _look(self, yaw: float) -> Side:
-        points = self._turned(self.vertices, yaw)
+    def look(self, yaw: float) -> Side:
+        """The side at any yaw, degrees, found anew."""
+        points = self._turned(self.vertices, math.radians(yaw))
         H, W = self.tile
         clip = self._camera().resized(1 / SUPERSAMPLE).clip(points)[0]
         surface = Surface.visible(clip, self.triangles, (H * SUPERSAMPLE, W * SUPERSAMPLE))
@@ -128,6 +132,27 @@ def draw_preview(sides: Sides, model: FaceModel, texture: np.ndarray | None = No
     """
     rows = 1 if texture is None and model.albedo_mean is None else 2
     return np.concatenate([_column(sides.at(yaw), model, texture, sides.tile, rows) for yaw in YAWS], 1)
+
+
+@torch.no_grad()
+def draw_turn(
+    vertices: Tensor,
+    model: FaceModel,
+    texture: np.ndarray | None = None,
+    edges: np.ndarray | None = None,
+    frames: int = 120,
+    size: int = 720,
+) -> Iterator[np.ndarray]:
+    """A head that turns round once, from the front to the right side of the picture: uint8 [size, size, 3].
+
+    vertices: [V, 3] mm, head frame; texture: uint8 sRGB, or None: the albedo of the model, or clay; edges:
+    [F, 3] bool, which edges of the model's triangles are drawn, those opposite of each corner, or None: none.
+    """
+    sides = Sides.of_head(vertices, model, (size, size))
+    for k in range(frames):
+        side = sides.look(360.0 * k / frames)
+        picture = _coloured_head(side, model, texture)
+        yield _on_ground([picture if edges is None else _with_wires(side, picture, edges)], size)
 
 
 def preview_front(picture: np.ndarray) -> np.ndarray:
@@ -248,17 +273,32 @@ def _colour_bar(height: int, largest: float, title: str, signed: bool = False) -
 
 
 def _column(side: Side, model: FaceModel, texture: np.ndarray | None, tile, rows: int) -> np.ndarray:
-    surface, diffuse, gloss = side.surface, side.diffuse, side.gloss
-    pictures = [lit_surface(surface, diffuse, gloss, supersample=SUPERSAMPLE)]
+    pictures = [lit_surface(side.surface, side.diffuse, side.gloss, supersample=SUPERSAMPLE)]
     if rows == 2:
-        if texture is not None:
-            # The texture has the photos' light in it, so only a touch of shape is added.
-            own = _texture_colour(surface, model, texture) * (0.72 + 0.28 * diffuse[:, None] / 0.8)
-            pictures.append(_flat(surface, own))
-        else:
-            colour = surface.interpolate(model.albedo_mean.to(diffuse)[model.triangles])
-            pictures.append(lit_surface(surface, diffuse, gloss, colour, supersample=SUPERSAMPLE))
+        pictures.append(_coloured_head(side, model, texture))
     return _on_ground(pictures, tile[0])
+
+
+def _coloured_head(side: Side, model: FaceModel, texture: np.ndarray | None) -> Shaded:
+    """With its texture or, without one, the albedo of the model; clay without either."""
+    surface, diffuse, gloss = side.surface, side.diffuse, side.gloss
+    if texture is not None:
+        # The texture has the photos' light in it, so only a touch of shape is added.
+        own = _texture_colour(surface, model, texture) * (0.72 + 0.28 * diffuse[:, None] / 0.8)
+        return _flat(surface, own)
+    if model.albedo_mean is None:
+        return lit_surface(surface, diffuse, gloss, supersample=SUPERSAMPLE)
+    colour = surface.interpolate(model.albedo_mean.to(diffuse)[model.triangles])
+    return lit_surface(surface, diffuse, gloss, colour, supersample=SUPERSAMPLE)
+
+
+def _with_wires(side: Side, picture: Shaded, edges: np.ndarray) -> Shaded:
+    """The picture with the edges [F, 3] bool of each triangle on it, those opposite of its corners."""
+    near = side.surface.edge_distances() / SUPERSAMPLE
+    near = torch.where(torch.from_numpy(edges)[side.surface.triangle], near, torch.inf).amin(1)
+    ink = (0.5 * WIRE_PX + 0.5 - near).clamp(0, 1)[:, None]
+    share = average_blocks(side.surface.image(ink), SUPERSAMPLE) / picture.alpha.clamp_min(1e-6)[..., None]
+    return replace(picture, rgb=picture.rgb + share.clamp(0, 1) * (torch.tensor(WIRE) - picture.rgb))
 
 
 def _on_ground(pictures: list[Shaded], height: int) -> np.ndarray:

@@ -172,12 +172,17 @@ def _numbered(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def part_labels(model: FaceModel) -> np.ndarray:
-    """The part of each triangle [F], by the names of the regions that all of its corners lie in: 0 is the
-    skin, with the inside of the mouth that hangs on it, others count OTHERS from 1."""
-    of_vertex = np.zeros(model.num_vertices, np.int64)
+    """The part of each triangle [F]: that of its corners, see `part_of_vertices`, or 0 where these differ."""
+    corner = part_of_vertices(model)[model.triangles.numpy()]
+    return np.where((corner == corner[:, :1]).all(1), corner[:, 0], 0)
+
+
+def part_of_vertices(model: FaceModel) -> np.ndarray:
+    """The part of each vertex [V], by the name of its region: 0 is the skin, with the inside of the mouth
+    that hangs on it, others count OTHERS from 1."""
+    labels = np.zeros(model.num_vertices, np.int64)
     x = model.mean[:, 0].numpy()
     half = {"left": x > 0, "right": x <= 0, "": np.ones(len(x), bool)}
     for number, (_, words, side) in enumerate(OTHERS, 1):
-        of_vertex[in_region(model, words) & half[side] & (of_vertex == 0)] = number
-    corner = of_vertex[model.triangles.numpy()]
-    return np.where((corner == corner[:, :1]).all(1), corner[:, 0], 0)
+        labels[in_region(model, words) & half[side] & (labels == 0)] = number
+    return labels

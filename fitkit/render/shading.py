@@ -118,6 +118,15 @@ class Surface:
         value += constant
         return value[:, :C] / value[:, C:]
 
+    def edge_distances(self) -> Tensor:
+        """How far each covered pixel is from the edges of its triangle, [N, 3] px, the k-th opposite its k-th
+        corner."""
+        # A weight is 0 along the edge and linear on the screen.
+        planes = self.planes / self.planes[..., :2].norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        of_x, of_y, constant = planes.index_select(0, self.triangle).unbind(-1)
+        x, y = self._local
+        return (of_x * x + of_y * y + constant).abs()
+
     def image(self, values: Tensor) -> Tensor:
         """[N, C] -> [H, W, C], 0 where nothing is covered."""
         out = values.new_zeros(self.size[0] * self.size[1], values.shape[1])

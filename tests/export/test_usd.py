@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import tiny_model, tiny_result
 from test_export_targets import skinned_result, small_textures, without_photos  # noqa: F401
+from test_rig import with_neck_and_eyes
 
 from fitkit.errors import InputError
 from fitkit.export.targets import ExportOptions, export_result
@@ -65,15 +66,19 @@ def moved(stage, t):
 @needs_usd
 @pytest.mark.parametrize("joints", [False, True])
 def test_usd_shows_each_photo(tmp_path, joints):
-    from pxr import Usd
+    from pxr import Usd, UsdSkel
 
-    result = skinned_result(seed=1) if joints else tiny_result(seed=1)
+    result = skinned_result(seed=1) if joints else tiny_result(seed=1, model=with_neck_and_eyes(1))
     if joints:
         result = replace(result, model=replace(result.model, pose_basis=None))
     path, notes = export_result(result, "usd", tmp_path / "out")
     assert notes == []
     stage = Usd.Stage.Open(str(path / "subject.usdc"))
     assert (stage.GetStartTimeCode(), stage.GetEndTimeCode(), stage.GetTimeCodesPerSecond()) == (0, 2, 24)
+    names = list(UsdSkel.Skeleton(stage.GetPrimAtPath("/subject/skeleton")).GetJointsAttr().Get())
+    if not joints:
+        head = "root/neck/head"
+        assert names == ["root", "root/neck", head, f"{head}/eye_left", f"{head}/eye_right"]
     posed = result.state.posed(result.model).numpy() * [0.1, -0.1, -0.1]
     for t in range(3):
         off = np.linalg.norm(moved(stage, t) - posed[t], axis=1)  # cm

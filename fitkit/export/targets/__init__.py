@@ -26,6 +26,7 @@ class ExportOptions:
     arkit_names: Spelling = "apple"  # of expression shapes: browDownLeft, or browDown_L
     texture_size: int | None = None  # px, side of texture.png and albedo.png; None: as the recipe says
     vertices: int | None = None  # of targets blender and usd: how many the mesh has at most; None: all
+    wireframe: bool = False  # of target turntable: whether the edges of the mesh are drawn
     texture_layout: str = ""  # of target textures: the face model that has the UV layout; '' = the result's
 
 
@@ -62,6 +63,10 @@ TARGETS = {
     "textures": Target(
         "texture.png and albedo.png of any size, in the UV layout of any face model; with the photos",
         "fitkit.export.targets.textures:write_textures",
+    ),
+    "turntable": Target(
+        "a film of the head turning round, turntable.mp4; --wireframe draws the mesh over it",
+        "fitkit.export.targets.turntable:write_turntable",
     ),
     "gaussian-avatars": Target(
         "the data set of VHAP; of the face model FLAME, with the photos",
@@ -110,6 +115,8 @@ def export_result(
         raise InputError(f"output {output}: already exists; remove it or choose another --output")
     if options.texture_layout and target != "textures":
         raise InputError(f"export: texture_layout is for target textures, got target {target!r}")
+    if options.wireframe and target != "turntable":
+        raise InputError(f"export: wireframe is for target turntable, got target {target!r}")
     if options.vertices is not None:
         if target not in COARSER:
             raise InputError(

@@ -10,6 +10,7 @@ from fitkit.export.arkit import write_names
 from fitkit.export.gltf import write_glb
 from fitkit.export.meshes import write_obj
 from fitkit.export.morphs import Morph, morphs_of, track_of
+from fitkit.export.rig import rig_of
 from fitkit.export.targets import ExportOptions
 from fitkit.export.texture import TEXTURE, write_texture
 from fitkit.export.topology import Topology, topology_of, with_quads
@@ -21,8 +22,8 @@ NEUTRAL = "neutral"
 
 def write_blender(result: FitResult, folder: Path, options: ExportOptions) -> list[str]:
     """`obj/`: the neutral face and one OBJ for each expression shape, vertices in the same order, mm;
-    and their texture; `subject.glb`: the same as morph targets; `photos.glb`: with an animation that has one
-    frame for each photo; `arkit_names.json`."""
+    and their texture; `subject.glb`: the same as morph targets, with joints; `photos.glb`: with an animation
+    that has one frame for each photo; `arkit_names.json`."""
     model, notes = result.personal_model, []
     morphs = morphs_of(model, options.arkit_names)
     (folder / "obj").mkdir()
@@ -30,10 +31,11 @@ def write_blender(result: FitResult, folder: Path, options: ExportOptions) -> li
     shown = with_quads(result.model, topology_of(result.model, options.vertices, notes))
     write_shapes(result, morphs, folder / "obj", png is not None, shown)
     neutral, name = result.neutral.detach(), result.subject.name
-    write_glb(folder / "subject.glb", neutral, model, png, name, morphs, topology=shown)
+    rig = rig_of(model, neutral)
+    write_glb(folder / "subject.glb", neutral, model, png, name, morphs, topology=shown, rig=rig)
     if result.state.camera.kind == "perspective":
         track = track_of(result, morphs)
-        write_glb(folder / "photos.glb", neutral, model, png, name, morphs, track, shown)
+        write_glb(folder / "photos.glb", neutral, model, png, name, morphs, track, shown, rig)
     else:
         notes.append("no photos.glb: orthographic cameras do not say where the head is")
     write_names([m.name for m in morphs], options.arkit_names, folder / "arkit_names.json")

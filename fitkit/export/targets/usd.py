@@ -13,13 +13,13 @@ import numpy as np
 
 from fitkit.errors import InputError
 from fitkit.export.arkit import write_names
-from fitkit.export.gltf import ROOT, STILL_MM
+from fitkit.export.gltf import STILL_MM
 from fitkit.export.morphs import FRAMES_PER_SECOND, Morph, Track, morphs_of, track_of
+from fitkit.export.rig import Rig, rig_of
 from fitkit.export.targets import ExportOptions
 from fitkit.export.texture import TEXTURE, write_texture
 from fitkit.export.topology import Part, Topology, topology_of, with_quads
 from fitkit.fitting.result import FitResult
-from fitkit.models.face_model import FaceModel
 from fitkit.models.skinned import SkinnedModel
 
 CM = 0.1  # in a millimetre; Unreal and Maya count in centimetres
@@ -43,13 +43,13 @@ def write_usd(result: FitResult, folder: Path, options: ExportOptions) -> list[s
     shown = with_quads(result.model, topology_of(result.model, options.vertices, notes))
     neutral = CM * result.neutral.detach().double().numpy()
     mesh = _mesh(stage, neutral, shown)
-    joints = _joints(model)
-    places = _places(result)
+    rig = rig_of(model, result.neutral.detach())
+    joints = _joints(rig)
     skeleton = UsdSkel.Skeleton.Define(stage, "/subject/skeleton")
-    _bind(stage, mesh, skeleton, model, shown, joints, places)
+    _bind(stage, mesh, skeleton, rig, shown, joints)
     _blend_shapes(stage, mesh, shown, morphs)
     if result.state.camera.kind == "perspective":
-        _animate(stage, skeleton, joints, places, morphs, track_of(result, morphs))
+        _animate(stage, skeleton, joints, CM * rig.offsets, morphs, track_of(result, morphs))
     else:
         notes.append("no animation: orthographic cameras do not say where the head is")
     _materials(stage, mesh, shown, None if png is None else f"./{TEXTURE}")
@@ -82,23 +82,14 @@ def _mesh(stage: Any, neutral: np.ndarray, shown: Topology) -> Any:
     return mesh
 
 
-def _joints(model: FaceModel) -> list[str]:
-    """Paths of the joints from the root on; a model without joints has the root alone."""
+def _joints(rig: Rig) -> list[str]:
+    """Paths of the joints from the root on."""
     from pxr import Tf
 
-    paths = [ROOT]
-    if isinstance(model, SkinnedModel):
-        for name, parent in zip(model.joint_names, model.joint_parents[1:]):
-            paths.append(f"{paths[parent]}/{Tf.MakeValidIdentifier(name)}")
+    paths = [rig.names[0]]
+    for name, parent in zip(rig.names[1:], rig.parents[1:]):
+        paths.append(f"{paths[parent]}/{Tf.MakeValidIdentifier(name)}")
     return paths
-
-
-def _places(result: FitResult) -> np.ndarray:
-    """[J, 3] cm: the joints of the neutral face, the root first; of a model without joints the origin."""
-    if not isinstance(result.model, SkinnedModel):
-        return np.zeros((1, 3))
-    zero = result.state.expression.new_zeros(1, result.model.num_expression)
-    return CM * result.model.joint_basis.points(result.state.identity, zero)[0].double().numpy()
 
 
 def _at(places: np.ndarray) -> Any:
@@ -108,34 +99,16 @@ def _at(places: np.ndarray) -> Any:
     return Vt.Matrix4dArray([Gf.Matrix4d(1).SetTranslate(Gf.Vec3d(*map(float, p))) for p in places])
 
 
-def _within_parents(joints: list[str], places: np.ndarray) -> np.ndarray:
-    """Places [J, 3] as seen from each joint's parent."""
-    parent = [joints.index(path.rpartition("/")[0]) if "/" in path else -1 for path in joints]
-    return places - places[parent] * (np.array(parent) >= 0)[:, None]
-
-
-def _bind(
-    stage: Any,
-    mesh: Any,
-    skeleton: Any,
-    model: FaceModel,
-    shown: Topology,
-    joints: list[str],
-    places: np.ndarray,
-) -> None:
+def _bind(stage: Any, mesh: Any, skeleton: Any, rig: Rig, shown: Topology, joints: list[str]) -> None:
     """Tie the mesh to the skeleton with all weights."""
     from pxr import UsdSkel, Vt
 
     skeleton.CreateJointsAttr(joints)
-    skeleton.CreateBindTransformsAttr(_at(places))
-    skeleton.CreateRestTransformsAttr(_at(_within_parents(joints, places)))
+    skeleton.CreateBindTransformsAttr(_at(CM * rig.places))
+    skeleton.CreateRestTransformsAttr(_at(CM * rig.offsets))
     binding = UsdSkel.BindingAPI.Apply(mesh.GetPrim())
     binding.CreateSkeletonRel().SetTargets([skeleton.GetPath()])
-    if isinstance(model, SkinnedModel):
-        weights = model.skinning_weights.clamp_min(0).numpy()[shown.vertex]
-        weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-    else:
-        weights = np.ones((len(shown.vertex), 1), np.float32)
+    weights = rig.weights[shown.vertex].astype(np.float32)
     index = np.tile(np.arange(len(joints), dtype=np.int32), len(weights))
     binding.CreateJointIndicesPrimvar(False, len(joints)).Set(Vt.IntArray.FromNumpy(index))
     binding.CreateJointWeightsPrimvar(False, len(joints)).Set(Vt.FloatArray.FromNumpy(weights.reshape(-1)))
@@ -162,9 +135,10 @@ def _blend_shapes(stage: Any, mesh: Any, shown: Topology, morphs: list[Morph]) -
 
 
 def _animate(
-    stage: Any, skeleton: Any, joints: list[str], places: np.ndarray, morphs: list[Morph], track: Track
+    stage: Any, skeleton: Any, joints: list[str], rest: np.ndarray, morphs: list[Morph], track: Track
 ) -> None:
-    """Frames 0, 1, ... show the photos; the root is moved as the head is."""
+    """Frames 0, 1, ... show the photos; the root is moved as the head is. rest: [J, 3] cm, where the joints
+    are within their parents."""
     from pxr import Gf, UsdSkel, Vt
     from scipy.spatial.transform import Rotation
 
@@ -176,7 +150,6 @@ def _animate(
     animation.CreateJointsAttr(joints)
     animation.CreateBlendShapesAttr([m.name for m in morphs])
     animation.CreateScalesAttr(Vt.Vec3hArray([Gf.Vec3h(1)] * len(joints)))
-    rest = _within_parents(joints, places)
     turn = np.tile(np.eye(3), (frames, len(joints), 1, 1))
     turn[:, 0] = track.rotation
     if track.joints is not None:
