@@ -48,7 +48,7 @@ def _help() -> str:
     type=click.IntRange(min=LEAST_VERTICES),
     default=None,
     metavar="N",
-    help="With --for blender and usd: a coarser mesh of at most N vertices, as 5000 or 2000; default: all.",
+    help="With --for blender and usd: a coarser mesh of about N vertices, more where it would tear.",
 )
 @click.option("--wireframe", is_flag=True, help="With --for turntable: draw the edges of the mesh.")
 @texture_size_option

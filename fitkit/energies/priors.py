@@ -418,7 +418,7 @@ class MeanPriorTerm(EnergyOptions):
 class AspectPriorTraining(EnergyOptions):
     """A fit knows something of the cameras: calibration, or whether there are EXIF data."""
 
-    sigma: Positive = 0.01  # of log(focal_y / focal_x), log units
+    sigma: Positive = 0.02  # of log(focal_y / focal_x), log units
 
 
 @dataclass(frozen=True)

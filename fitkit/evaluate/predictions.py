@@ -41,6 +41,7 @@ SHAPES = {
     "outer": ("V",),
     "sigma": ("V",),
     "focal": ("B",),
+    "aspect": ("B",),
     "principal": ("B", 2),
     "sizes": ("B", 2),
     "views": ("B",),
@@ -61,7 +62,7 @@ class PredictedFace:
     landmarks [68, 3] mm on the neutral mesh; posed [B, V, 3], posed_landmarks [B, 68, 3] mm: with expression,
     camera frame (OpenCV); pixels [B, 68, 2] px of the photos; of all points NaN where one is missing; outer
     [V] bool: skin that a scan can see; sigma [V] mm: error bars; focal [B] px, principal [B, 2] px, sizes
-    [B, 2] px (W, H); views [B] names;
+    [B, 2] px (W, H); aspect [B], see Camera, None: 1; views [B] names;
     camera_kind: see Camera; model: its name; parameters: function without arguments -> Parameters, all of the
     fit.
     """
@@ -83,13 +84,15 @@ class PredictedFace:
     camera_kind: str = "perspective"
     model: str = ""
     parameters: Any = None
+    aspect: Part = None
 
     def camera(self) -> Camera:
         """The camera of the first view, float64."""
         focal, principal = (
             torch.from_numpy(np.asarray(v[:1], np.float64)) for v in (self.focal, self.principal)
         )
-        return Camera(focal, principal, torch.ones_like(focal), self.camera_kind)
+        aspect = torch.ones_like(focal) if self.aspect is None else torch.as_tensor(self.aspect[:1]).double()
+        return Camera(focal, principal, aspect, self.camera_kind)
 
     def middle_depth(self) -> float:
         """What the first view's mesh is divided by when perspective is left out, mm: its mean depth."""
@@ -176,6 +179,7 @@ def face_of_fit(result: FitResult, name: str = "") -> PredictedFace:
         names_of(result.subject),
         state.camera.kind,
         model.name,
+        aspect=state.camera.aspect.double().numpy(),
     )
 
 

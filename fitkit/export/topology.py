@@ -36,9 +36,8 @@ OTHERS = (
 )
 
 
-AWAY = (
-    0.25  # what squared distances from the full mesh count beside those of the face, the eyes and the teeth
-)
+# What squared distances from the full mesh count beside those of the face, the eyes and the teeth.
+AWAY = 0.25
 MOST_SHAPES = 64  # of the model, which a coarser mesh follows
 
 

@@ -22,6 +22,7 @@ from fitkit.scene.state import SceneState, first_views
 LARGEST = 1e9  # px or mm, beyond what any camera has
 # No photo is taken from nearer; a focal length that says so is of a picture that was cropped.
 NEAREST_MM = 270.0
+EXIF_ASPECT = 0.005  # log units: a photo with EXIF data is one of a camera, whose pixels are square
 NOT_BELIEVED = "the focal length in the EXIF data of {} was not used: {}, so the picture was probably cropped"
 
 
@@ -102,12 +103,11 @@ class CameraKnowledge:
         if options.kind == "orthographic":
             focal = in_photo * Camera.REFERENCE_DEPTH * self.scale
             sigma = torch.full_like(focal, 10.0)  # the scale is free
-            return self._prior(focal, sigma, ("estimated",) * B, False, self._notes(in_photo))
+            share = self._one_camera([v.focal_px for v in views])
+            return self._prior(focal, sigma, ("estimated",) * B, False, share, self._notes(in_photo))
         cropped = self._cropped(in_photo)
         exif = [None if bad else v.focal_px for v, bad in zip(views, cropped)]
-        share = options.share_focal == "yes" or (
-            options.share_focal == "auto" and len({v.size for v in views}) == 1 and len(set(exif)) == 1
-        )
+        share = self._one_camera(exif)
         focal = in_photo * torch.nan_to_num(distance, options.distance_mm)
         sigma = torch.full_like(in_photo, options.focal_sigma)
         if share:
@@ -122,10 +122,23 @@ class CameraKnowledge:
         known = [v.camera is not None for v in views]
         one = not any(known) or (all(known) and float(focal.max() - focal.min()) < 1e-3)
         one = one and len({v.camera.name for v in views if v.camera is not None}) < 2
-        return self._prior(focal * self.scale, sigma, tuple(source), share and one, self._notes(in_photo))
+        notes = self._notes(in_photo)
+        return self._prior(focal * self.scale, sigma, tuple(source), share and one, share, notes)
+
+    def _one_camera(self, exif: Sequence[float | None]) -> bool:
+        """Whether all photos are taken to be of one camera; exif: [B] px, focal lengths that are believed."""
+        how = self.options.share_focal
+        same = len({v.size for v in self.views}) == 1 and len(set(exif)) == 1
+        return how == "yes" or (how == "auto" and same)
 
     def _prior(
-        self, focal: Tensor, sigma: Tensor, source: tuple[str, ...], share: bool, notes: tuple[str, ...]
+        self,
+        focal: Tensor,
+        sigma: Tensor,
+        source: tuple[str, ...],
+        share: bool,
+        one_camera: bool,
+        notes: tuple[str, ...],
     ) -> CameraPrior:
         groups = torch.zeros(len(self.views), dtype=torch.int64) if share else self._cameras()
         first = torch.zeros(len(self.views), dtype=torch.bool, device=focal.device)
@@ -136,8 +149,8 @@ class CameraKnowledge:
             self.options.principal_sigma if v.camera is None else self.options.known_sigma for v in self.views
         ]
         side = torch.tensor([share * max(v.size) for share, v in zip(off, self.views)]).to(focal)
-        # EXIF data are a camera's own, whose pixels are square.
-        pixels = [self.options.aspect_sigma if s == "estimated" else self.options.known_sigma for s in source]
+        options = self.options
+        square = {"estimated": options.aspect_sigma, "exif": EXIF_ASPECT, "cameras.json": options.known_sigma}
         return CameraPrior(
             focal,
             sigma,
@@ -146,12 +159,13 @@ class CameraKnowledge:
             self.principal,
             side * self.scale,
             self.aspect,
-            torch.tensor(pixels).to(focal),
+            torch.tensor([square[s] for s in source]).to(focal),
             self._cameras(),
             names,
             source,
             moments,
             any(v.moment for v in self.views),
+            one_camera=one_camera,
             notes=notes,
         )
 
@@ -198,6 +212,7 @@ class CameraPrior:
     source: tuple[str, ...]  # per view 'cameras.json', 'exif' or 'estimated'
     moments: Tensor  # [B] int64, views of one moment share the expression
     moments_stated: bool = False  # the subject says which they are; otherwise each view has its own
+    one_camera: bool = False  # taken to be so, even where focal lengths are not shared
     pose_groups: Tensor | None = None  # [B] int64, views of a calibrated rig move together
     metric: bool = False  # known camera positions, in a known unit, fix the scale of the head
     unit_mm: float | None = None  # of positions whose unit nobody knows, at the start; None: there are none
@@ -207,7 +222,8 @@ class CameraPrior:
     def aspect_differs(self) -> bool:
         """Whether some photos may be stretched and others not: there are several cameras, and of some nobody
         knows the aspect. What all photos have in common cannot be told from the shape of the face."""
-        return bool((self.focal_groups != self.focal_groups[0]).any()) and "estimated" in self.source
+        several = not self.one_camera and len(self.focal_groups.unique()) > 1
+        return several and "estimated" in self.source
 
     def without_exif(
         self, wrong: Sequence[int], state: SceneState, options: CameraOptions, model: FaceModel
@@ -227,6 +243,7 @@ class CameraPrior:
                 0, rows, usual.median().expand_as(usual) if shared else usual
             ),
             focal_sigma=self.focal_sigma.index_fill(0, rows, options.focal_sigma),
+            aspect_sigma=self.aspect_sigma.index_fill(0, rows, options.aspect_sigma),
             source=tuple("estimated" if i in wrong else s for i, s in enumerate(self.source)),
             notes=(
                 *self.notes,

@@ -130,11 +130,11 @@ def findings(report: FitReport) -> list[Finding]:
 def _stretched(views: Sequence[ViewReport]) -> list[Finding]:
     found = []
     for view in views:
-        if abs(math.log(view.stretch)) > STRETCHED:
+        if view.stretch > 0 and abs(math.log(view.stretch)) > STRETCHED:
             side, times = ("height", view.stretch) if view.stretch > 1 else ("width", 1 / view.stretch)
             message = (
-                f"view {view.name} is stretched in {side} by {100 * (times - 1):.0f} % beside the other "
-                "photos, as the frames of some films are; the fit takes that out"
+                f"view {view.name} looks stretched in {side} by about {100 * (times - 1):.0f} % beside the "
+                "other photos, as the frames of some films are; the fit takes that much out"
             )
             found.append(Finding("stretched", "note", message, view.name))
     return found

@@ -9,13 +9,11 @@ import numba
 import numpy as np
 
 TURNED = 0.35  # cosine of the angle that a triangle may turn from its normal in the full mesh, in each shape
-SLIVER = (
-    0.15  # 1: equal sides, 0: no area; triangles may only be worse than this where the full mesh has such
-)
+# 1: equal sides, 0: no area; triangles may only be worse than this where the full mesh has such.
+SLIVER = 0.15
 MOST_NEIGHBOURS = 11
-EVEN = (
-    2e-4  # of a removed edge's squared length counts as error, so that triangles stay even where all is flat
-)
+# Of a removed edge's squared length counts as error, so that triangles stay even where all is flat.
+EVEN = 2e-4
 BORDER = 10.0  # weight of borders and seams against the surface beside them
 TINY = 1e-12
 

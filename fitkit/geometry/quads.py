@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
-FLAT, FLAT_MOVED = (
-    20.0,
-    35.0,
-)  # degrees that the halves of a quad may be folded, in the first shape, in others
+# Degrees that the halves of a quad may be folded, in the first shape, in others.
+FLAT, FLAT_MOVED = 20.0, 35.0
 CONVEX = 0.1  # least sine of a quad's corners
 COUNT = 0.5  # what any quad counts beside its evenness, 0 to 1
 GAP = 1e-3  # of the best sum that the found one may miss
@@ -30,6 +26,9 @@ def pair_triangles(points: np.ndarray, triangles: np.ndarray, corner: np.ndarray
         non-uniform quadrilateral mesh generator using a minimum-cost perfect-matching algorithm", 2012.
         Differs: triangles may be left; solved as an integer program.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # takes a quarter of a second to load
+    from scipy.sparse import csr_array
+
     pairs = _neighbours(corner)
     quads = quad_corners(triangles, triangles, pairs)
     even, good = None, np.ones(len(pairs), bool)

@@ -217,7 +217,7 @@ def _work(function: bytes, pipe: Connection) -> None:
 
 def one_thread_each() -> None:
     """torch and OpenCV use one thread in this process: those that are loaded, and those that load later."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1")
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     if "cv2" in sys.modules:

@@ -14,6 +14,7 @@ from fitkit.errors import InputError
 from fitkit.io.atomic import written_whole
 from fitkit.io.foreign import DATA_BYTES, check_indices, check_shapes, foreign_file
 from fitkit.models.calibration import Calibration, default_calibration, shipped_calibrations
+from fitkit.models.coefficients import shape_and_side
 from fitkit.models.face_model import FaceModel, LandmarkEmbedding
 from fitkit.models.skinned import SkinnedModel
 
@@ -335,12 +336,13 @@ def _check_extra(model: FaceModel, where: str) -> None:
         raise InputError(
             f"{where}: extra_names and extra_basis must both be given, with a name for each shape"
         )
-    known = set(model.expression_names)
-    twice = [name for n, name in enumerate(names) if name in known or name in names[:n]]
-    if twice:
-        raise InputError(
-            f"{where}: extra_names: expected names that no other shape has, got {twice[0]!r} twice"
-        )
+    known = {shape_and_side(name) for name in model.expression_names}
+    for name in names:  # 'mouthSmile_L' and 'mouthSmileLeft' are one name for other tools
+        if shape_and_side(name) in known:
+            raise InputError(
+                f"{where}: extra_names: expected names that no other shape has, got {name!r} twice"
+            )
+        known.add(shape_and_side(name))
 
 
 def _check_joints(model: SkinnedModel, where: str) -> None:

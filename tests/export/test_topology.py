@@ -257,6 +257,8 @@ def test_usd_of_a_coarser_mesh(tmp_path, monkeypatch):
 def test_coarser_meshes_that_are_refused_or_cannot_be(tmp_path, monkeypatch):
     monkeypatch.setattr(texture, "texture_size", lambda result: 64)
     result = tiny_result()
+    with pytest.raises(InputError, match="^export: vertices: expected a whole number, got str$"):
+        export_result(result, "blender", tmp_path / "a", ExportOptions(vertices="2000"))
     with pytest.raises(InputError, match="^export: vertices: expected 500 or more, got 499$"):
         export_result(result, "usd", tmp_path / "a", ExportOptions(vertices=499))
     for vertices in (5000, 499):

@@ -135,6 +135,15 @@ def test_the_wireframe_is_drawn_on_request(tmp_path, short, monkeypatch):
         export_result(result, "usd", tmp_path / "a", ExportOptions(wireframe=True))
 
 
+def test_a_film_that_was_not_written_whole_is_none(tmp_path, short, monkeypatch):
+    monkeypatch.setattr(turntable, "draw_turn", lambda *_: [np.zeros((64, 64, 3), np.uint8)] * 3)
+    with pytest.raises(
+        InputError, match="OpenCV could not write it whole; is the disk full?.*nothing was left"
+    ):
+        export_result(tiny_result(), "turntable", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_the_codec(tmp_path, monkeypatch):
     monkeypatch.setattr(cv2.VideoWriter, "isOpened", lambda self: False, raising=False)
     with pytest.raises(InputError, match="this build of OpenCV writes no MPEG-4; install opencv-python"):

@@ -72,13 +72,25 @@ def test_what_is_known_of_the_pixels():
     mixed = (views(1, camera=known)[0], replace(views(2)[1], focal_px=400.0))
     for photos, mean, sigma, differs in (
         (views(2), [1, 1], [0.05, 0.05], True),
-        (mixed, [1.1, 1], [0.01, 0.01], False),
-        (views(2, focal_px=400.0), [1, 1], [0.01, 0.01], False),
+        (mixed, [1.1, 1], [0.01, 0.005], False),
+        (views(2, focal_px=400.0), [1, 1], [0.005, 0.005], False),
     ):
         cameras = initial_state(MODEL, photos, obs, options)[1]
         torch.testing.assert_close(cameras.aspect_mean, torch.tensor(mean).float())
         torch.testing.assert_close(cameras.aspect_sigma, torch.tensor(sigma))
         assert cameras.aspect_differs == differs
+    state, cameras = initial_state(MODEL, views(2, focal_px=400.0), obs, options)
+    doubted = cameras.without_exif([1], state, options, MODEL)
+    torch.testing.assert_close(doubted.aspect_sigma, torch.tensor([0.005, 0.05]))
+    assert doubted.aspect_differs
+
+
+@pytest.mark.parametrize("kind", ["perspective", "orthographic"])
+def test_photos_taken_for_those_of_one_camera(kind):
+    obs = observe(MODEL, tiny_state(MODEL, 2, SIZE), SIZE)
+    for share, differs in (("yes", False), ("auto", False), ("no", True)):
+        options = CameraOptions(kind=kind, share_focal=share)
+        assert initial_state(MODEL, views(2), obs, options)[1].aspect_differs == differs
 
 
 def test_what_is_said():
@@ -91,9 +103,8 @@ def test_what_is_said():
         ),
     )
     said = [f.message for f in findings(report) if f.code == "stretched"]
+    why = " beside the other photos, as the frames of some films are; the fit takes that much out"
     assert said == [
-        "view low is stretched in width by 33 % beside the other photos, as the frames of some films are; "
-        "the fit takes that out",
-        "view tall is stretched in height by 20 % beside the other photos, as the frames of some films are; "
-        "the fit takes that out",
+        f"view low looks stretched in width by about 33 %{why}",
+        f"view tall looks stretched in height by about 20 %{why}",
     ]

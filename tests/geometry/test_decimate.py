@@ -15,7 +15,7 @@ def grid(n=13):
 
 
 def coarse(points, triangles, count, corner=None, texture=None, weight=None, locked=None):
-    points = np.atleast_3d(points) if np.ndim(points) == 3 else np.asarray(points)[None]
+    points = points if np.ndim(points) == 3 else np.asarray(points)[None]
     V = points.shape[1]
     return decimate(
         points,

@@ -45,6 +45,19 @@ def test_all_jobs_are_done(workers):
     )
 
 
+def threads(number):
+    import torch
+
+    return torch.get_num_threads()
+
+
+@pytest.mark.slow
+def test_a_worker_uses_one_thread(monkeypatch):
+    for library in ("OMP", "MKL"):
+        monkeypatch.setenv(f"{library}_NUM_THREADS", "2")
+    assert list(run_jobs(threads, [1, 2], 2)) == [1, 1]
+
+
 @pytest.mark.slow
 def test_what_goes_wrong_in_a_worker_reaches_the_caller():
     with pytest.raises(FitkitError, match="job 1 cannot be done"):

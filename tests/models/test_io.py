@@ -243,6 +243,7 @@ def test_shapes_that_are_exported_only(tmp_path):
         ({"extra_basis": None}, "extra_names and extra_basis must both be given"),
         ({"extra_names": np.array(["a"])}, r"extra_basis: expected shape \(1, 315, 3\), got \(2, 315, 3\)"),
         ({"extra_names": np.array(["a", "a"])}, "names that no other shape has, got 'a' twice"),
+        ({"extra_names": np.array(["a", "jaw_open"])}, "names that no other shape has, got 'jaw_open' twice"),
         ({"extra_names": np.array(["a", "jawOpen"])}, "names that no other shape has, got 'jawOpen' twice"),
         ({"extra_basis": np.full((2, 315, 3), np.nan)}, "extra_basis holds values that are not finite"),
         ({"extra_basis": np.full((2, 315, 3), 1e4)}, "extra_basis: expected values up to 1000, got 1e"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,9 @@ class ExportOptions:
 
     arkit_names: Spelling = "apple"  # of expression shapes: browDownLeft, or browDown_L
     texture_size: int | None = None  # px, side of texture.png and albedo.png; None: as the recipe says
-    vertices: int | None = None  # of targets blender and usd: how many the mesh has at most; None: all
+    vertices: int | None = (
+        None  # of targets blender and usd: about how many the mesh has, more where it would tear; None: all
+    )
     wireframe: bool = False  # of target turntable: whether the edges of the mesh are drawn
     texture_layout: str = ""  # of target textures: the face model that has the UV layout; '' = the result's
 
@@ -122,6 +125,7 @@ def export_result(
             raise InputError(
                 f"export: vertices is for targets {' and '.join(COARSER)}, got target '{target}'"
             )
+        check_argument("export: vertices", options.vertices, Integral, "a whole number")
         if options.vertices < LEAST_VERTICES:
             raise InputError(f"export: vertices: expected {LEAST_VERTICES} or more, got {options.vertices}")
     path = check_output(output)

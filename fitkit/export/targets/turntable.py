@@ -37,7 +37,18 @@ def write_turntable(result: FitResult, folder: Path, options: ExportOptions) -> 
             film.write(np.ascontiguousarray(frame[..., ::-1]))
     finally:
         film.release()
+    if frames_of(folder / FILM) != FRAMES:  # the writer itself never says so
+        raise OSError(f"{FILM}: OpenCV could not write it whole; is the disk full?")
     return notes
+
+
+def frames_of(film: Path) -> int:
+    """Frames that OpenCV finds in a film, 0 where it cannot be read."""
+    capture = cv2.VideoCapture(str(film))
+    try:
+        return int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    finally:
+        capture.release()
 
 
 def drawn_edges(model: FaceModel) -> np.ndarray:

@@ -55,7 +55,7 @@ def write_usd(result: FitResult, folder: Path, options: ExportOptions) -> list[s
     _materials(stage, mesh, shown, None if png is None else f"./{TEXTURE}")
     if isinstance(model, SkinnedModel) and model.pose_basis is not None:
         notes.append("USD has no place for the corrective shapes of turned joints; they are left out")
-    stage.GetRootLayer().Save()
+    _save(stage)
     write_names([m.name for m in morphs], options.arkit_names, folder / "arkit_names.json")
     return notes
 
@@ -132,6 +132,17 @@ def _blend_shapes(stage: Any, mesh: Any, shown: Topology, morphs: list[Morph]) -
     binding = UsdSkel.BindingAPI(mesh.GetPrim())
     binding.CreateBlendShapesAttr([m.name for m in morphs])
     binding.CreateBlendShapeTargetsRel().SetTargets(shapes)
+
+
+def _save(stage: Any) -> None:
+    from pxr import Tf
+
+    try:
+        whole = stage.GetRootLayer().Save()
+    except Tf.ErrorException as error:
+        raise OSError(f"OpenUSD: {' '.join(str(error).split()):.200}") from error
+    if not whole:
+        raise OSError("OpenUSD could not write the file")
 
 
 def _animate(
