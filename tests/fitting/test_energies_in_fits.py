@@ -20,6 +20,7 @@ from test_parsing import Parser
 
 RECIPE = """
 name: one
+camera: {{share_focal: "no"}}  # photos of several cameras may be stretched
 flow: {{estimator: "ptlflow:raft"}}
 landmarks: {{source: files}}
 init: {{source: landmarks}}
@@ -30,7 +31,7 @@ stages:
     energies: {{lmk2d: {{}}}}
     solver: {{max_iterations: 5}}
   - name: one
-    free: [identity, landmarks, expression, joints, pose, focal, illumination]
+    free: [identity, landmarks, expression, joints, pose, focal, aspect, illumination]
     energies:
       lmk2d: {{}}
       identity_prior: {{}}
