@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -262,43 +262,35 @@ class LandmarkOffsetPrior(DiagonalEnergy):
 
 
 @dataclass(frozen=True)
-class FocalPrior(DiagonalEnergy):
-    """log(focal / mean) / sigma, one per camera, [B, 1, 1].
+class _CameraRatioPrior(DiagonalEnergy):
+    """log(number / mean) / sigma of the camera's number `block`, one per camera, [B, 1, 1].
 
-    mean: [B] px of the crop; sigma: [B], log units (0.05 = 5 %); first: [B] bool, one view per shared camera.
+    mean: [B]; sigma: [B], log units (0.05 = 5 %); first: [B] bool, one view per shared camera.
     """
 
     mean: Tensor
     sigma: Tensor
     first: Tensor
-    name = "focal_prior"
+    block: ClassVar[str]
 
     def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        value = (torch.log(state.camera.focal / self.mean) / self.sigma)[:, None, None]
+        value = (torch.log(getattr(state.camera, self.block) / self.mean) / self.sigma)[:, None, None]
         return Residuals(value, self.first[:, None], person=state.subject)
 
     def slopes(self, state: SceneState) -> Slopes:
-        return Slopes(all_views(state), "focal", (1 / self.sigma)[:, None])
+        return Slopes(all_views(state), self.block, (1 / self.sigma)[:, None])
 
 
-@dataclass(frozen=True)
-class AspectPrior(DiagonalEnergy):
-    """log(aspect / mean) / sigma, one per camera, [B, 1, 1].
+class FocalPrior(_CameraRatioPrior):
+    """log(focal / mean) / sigma, see `_CameraRatioPrior`; mean: [B] px of the crop."""
 
-    mean: [B]; sigma: [B], log units; first: [B] bool, one view per camera.
-    """
+    name, block = "focal_prior", "focal"
 
-    mean: Tensor
-    sigma: Tensor
-    first: Tensor
-    name = "aspect_prior"
 
-    def residuals(self, state: SceneState, observations: Observations) -> Residuals:
-        value = (torch.log(state.camera.aspect / self.mean) / self.sigma)[:, None, None]
-        return Residuals(value, self.first[:, None], person=state.subject)
+class AspectPrior(_CameraRatioPrior):
+    """log(aspect / mean) / sigma, see `_CameraRatioPrior`."""
 
-    def slopes(self, state: SceneState) -> Slopes:
-        return Slopes(all_views(state), "aspect", (1 / self.sigma)[:, None])
+    name, block = "aspect_prior", "aspect"
 
 
 @dataclass(frozen=True)
