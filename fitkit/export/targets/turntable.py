@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from fitkit.errors import InputError, attempt
+from fitkit.export.morphs import FRAMES_PER_SECOND
 from fitkit.export.preview import draw_turn
 from fitkit.export.targets import ExportOptions
 from fitkit.export.texture import blend_texture
@@ -15,7 +16,7 @@ from fitkit.export.topology import topology_of, with_quads
 from fitkit.fitting.result import FitResult
 from fitkit.models.face_model import FaceModel
 
-FRAMES, FRAMES_PER_SECOND, SIZE = 120, 24, 720
+FRAMES, SIZE = 120, 720
 FILM = "turntable.mp4"
 
 
